@@ -1,0 +1,41 @@
+# docker build -t rdcd .
+# docker build -t rdcd --build-arg BASE=python:3.12-slim .
+# The wheels bring the CUDA libraries; a CUDA base adds the check, at start, that the host's driver is new enough.
+# docker run --rm --gpus all --ipc=host -v "$PWD/data:/data:ro" -v "$PWD/runs:/home/rdcd/work/runs" rdcd sh train.sh
+# Mounted folders must be writable for the image's user: build with --build-arg UID="$(id -u)".
+ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
+FROM ${BASE}
+
+ARG UID=1000
+ENV DEBIAN_FRONTEND=noninteractive \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONUNBUFFERED=1 \
+    HOME=/home/rdcd \
+    VIRTUAL_ENV=/home/rdcd/venv \
+    PATH=/home/rdcd/venv/bin:$PATH
+
+# libmagic1: AugLy looks at file types with it.
+# hadolint ignore=DL3008
+RUN set -- libmagic1 \
+    && { python3 -c 'import ensurepip, venv' 2>/dev/null || set -- "$@" python3 python3-venv; } \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends "$@" \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --home-dir "$HOME" --non-unique --uid "$UID" --shell /bin/sh rdcd \
+    && install --directory --owner="$UID" /home/rdcd/work
+
+USER ${UID}
+WORKDIR /home/rdcd/work
+
+# The large layer: remade only when the requirements change.
+COPY --chown=rdcd requirements.txt ./
+RUN python3 -m venv "$VIRTUAL_ENV" \
+    && pip install --no-cache-dir -r requirements.txt
+
+COPY --chown=rdcd . .
+RUN PIP_NO_CACHE_DIR=1 sh scripts/setup.sh test \
+    && mkdir -p runs benchmarks
+
+ENTRYPOINT []
+CMD ["sh", "train.sh"]

@@ -1,0 +1,3 @@
+"""Train, measure and ship compact image-copy-detection descriptors."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+from rdcd.cli import main
+
+raise SystemExit(main())

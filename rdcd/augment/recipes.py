@@ -1,0 +1,120 @@
+"""Training views by name: a recipe is an ordered list of (probability, op)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from rdcd.augment import assets, ops
+from rdcd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Turn a picture into one random view of it, `size` x `size` RGB pixels.
+
+    Views are not normalized: networks do that themselves. Recipes can be pickled, so loader workers take
+    them whatever their start method.
+
+    Args:
+        size: side of the view, pixels.
+        steps: (probability, op) in the order of their use; one of them makes the picture `size` x `size`.
+
+    Raises:
+        UserError: `size` or a probability is out of range.
+    """
+
+    size: int
+    steps: tuple[tuple[float, ops.Op], ...]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size={self.size}: expected the side of a view in pixels, 1 or more; try size=224")
+        for probability, op in self.steps:
+            if not 0 <= probability <= 1:
+                raise UserError(f"probability {probability} of {op}: expected 0 to 1")
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Make one view of an RGB picture of any size; takes exactly one draw from `rng`."""
+        rng = np.random.default_rng(rng.integers(2**63))  # so that no view depends on the ones before it
+        for probability, op in self.steps:
+            if rng.random() < probability:
+                picture = op(picture, rng)
+        return picture
+
+
+def advanced(size: int = 224) -> Recipe:
+    """Make the ADVANCED views (METHOD.md section 3; Pizzi et al., CVPR 2022, section 4).
+
+    The blur's radius, 1 to 5 pixels at 224, grows and shrinks with `size`, so that small views are
+    blurred as much, relative to what they show, as large ones.
+
+    Args:
+        size: side of the view, pixels.
+
+    Raises:
+        UserError: AugLy's fonts or emoji are not found, or `size` is out of range.
+    """
+    assets.typefaces(), assets.emoji_files()  # a missing asset is told now, not from inside a loader worker
+    return Recipe(size=size, steps=(
+        (0.5, ops.HorizontalFlip()),
+        (0.05, ops.QuarterTurn()),
+        (0.1, ops.OverlayText(size=(0.1, 0.3), opacity=(0.1, 1.0))),
+        (0.2, ops.OverlayEmoji(size=(0.1, 0.5), opacity=(0.7, 1.0))),
+        (0.05, ops.Rotate()),
+        (1.0, ops.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))),
+        (0.8, ops.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)),
+        (0.2, ops.Grayscale()),
+        (0.5, _blur(1, 5, size)),
+        (0.2, ops.JpegReencode(quality=(0, 100))),
+    ))
+
+
+def strong_blur(size: int = 224) -> Recipe:
+    """Make the STRONG_BLUR views: crop, flip, jitter, grayscale, blur of 1 to 5 pixels at 224.
+
+    Args:
+        size: side of the view, pixels; the blur scales with it, as in `advanced`.
+
+    Raises:
+        UserError: `size` is out of range.
+    """
+    return _crop_flip_colour_blur(size, _blur(1, 5, size))
+
+
+def simclr(size: int = 224) -> Recipe:
+    """Make the SIMCLR views: as STRONG_BLUR, with a blur of 0.1 to 2 pixels at 224.
+
+    Args:
+        size: side of the view, pixels; the blur scales with it, as in `advanced`.
+
+    Raises:
+        UserError: `size` is out of range.
+    """
+    return _crop_flip_colour_blur(size, _blur(0.1, 2, size))
+
+
+def plain(size: int = 224) -> Recipe:
+    """Resize to a square and nothing else: for looking at, and for validation.
+
+    Args:
+        size: side of the view, pixels.
+
+    Raises:
+        UserError: `size` is out of range.
+    """
+    return Recipe(size=size, steps=((1.0, ops.SquareResize(size=size)),))
+
+
+def _crop_flip_colour_blur(size: int, blur: ops.GaussianBlur) -> Recipe:
+    return Recipe(size=size, steps=(
+        (1.0, ops.RandomResizedCrop(size=size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))),
+        (0.5, ops.HorizontalFlip()),
+        (0.8, ops.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)),
+        (0.2, ops.Grayscale()),
+        (0.5, blur),
+    ))
+
+
+def _blur(low: float, high: float, size: int) -> ops.GaussianBlur:
+    return ops.GaussianBlur(radius=(low * size / 224, high * size / 224))

@@ -1,0 +1,204 @@
+"""`rdcd COMMAND [key=value …]`: every command is one YAML that names a function and its arguments.
+
+This is the only file that knows Hydra. Nothing heavy is imported before a command runs.
+"""
+
+import difflib
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import rdcd
+from rdcd.errors import UserError
+
+QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.",
+         "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+
+def config_dir() -> Path:
+    """Return the folder of YAMLs: inside an installed package, beside it in a source tree."""
+    package = Path(rdcd.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def commands() -> dict[str, str]:
+    """Map every command to its one-sentence description, the first line of its YAML."""
+    return {path.stem: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+            for path in sorted(config_dir().glob("*.yaml"))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code (0 done, 2 a mistake in the input)."""
+    words = sys.argv[1:] if argv is None else argv
+    known = commands()
+    if not words or words[0] in ("-h", "--help", "help"):
+        print("usage: rdcd COMMAND [key=value …]\n")
+        print("\n".join(f"  {name:<16}{text}" for name, text in known.items()))
+        print("\n`rdcd COMMAND --help` lists its keys. Every key can be overridden: `rdcd train student.dim=128`.")
+        return 0
+    if words[0] == "--version":
+        print(f"rdcd {rdcd.__version__}")
+        return 0
+    command, overrides = words[0], words[1:]
+    if command not in known:
+        return _fail(f"no command {command!r}: expected one of {', '.join(known)}"
+                     + _did_you_mean(command, known) + "; `rdcd --help` describes them")
+    if "-h" in overrides or "--help" in overrides:
+        print(_help(command, known[command]))
+        return 0
+    try:
+        return _run(command, overrides)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nrdcd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, overrides: list[str]) -> int:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    hydra_flags = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
+    _check(command, [word for before, word in zip(["", *overrides], overrides)
+                     if not word.startswith("-") and before not in hydra_flags])
+
+    def task(config: DictConfig) -> None:
+        from rdcd import provenance
+
+        if config.get("resume"):
+            config = _resumed(config, HydraConfig.get().overrides.task)
+        line = shlex.join(["rdcd", command, *HydraConfig.get().overrides.task])
+        provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
+        try:
+            hydra.utils.instantiate(config, _convert_="all")
+        except UserError as error:
+            raise SystemExit(_fail(str(error))) from None
+        except hydra.errors.InstantiationException as error:
+            cause = error.__cause__
+            if isinstance(cause, UserError):
+                raise SystemExit(_fail(str(cause))) from None
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause
+            raise
+
+    sys.argv = [f"rdcd {command}", *overrides, *QUIET]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    return 0
+
+
+def _check(command: str, overrides: list[str]) -> None:
+    """Compose once to turn Hydra's refusals into one clear message."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if any("," in word or "(" in word for word in overrides):  # sweeps: each value is checked as it runs
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        overrides = [o.input_line for o in parsed if not o.is_sweep_override()]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            config = compose(command, overrides=overrides, return_hydra_config=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(command, str(error), overrides)) from None
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"rdcd {command} needs {', '.join(f'{key}=…' for key in missing)}; "
+                        f"`rdcd {command} --help` says what they are")
+
+
+def _explain(command: str, message: str, overrides: list[str]) -> str:
+    first = message.strip().split("\n")[0]
+    if wrong := re.search(r"Could not override '([^']+)'", message):
+        key = wrong.group(1)
+        return (f"no key {key!r} in `rdcd {command}`{_did_you_mean(key, _keys(command))}; "
+                f"`rdcd {command} --help` lists all keys")
+    if wrong := re.search(r"Could not find '([^']+)'", message):
+        group, _, choice = wrong.group(1).rpartition("/")
+        return (f"no choice {choice!r} for {group}: expected one of "
+                f"{', '.join(_choices(group))}{_did_you_mean(choice, _choices(group))}")
+    return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
+
+
+def _resumed(config, overrides: list[str]):
+    """Return the configuration of the run that `resume` names, with this command's values on top."""
+    from omegaconf import OmegaConf
+
+    from rdcd.training.launch import find_run
+
+    run = find_run(config.resume)
+    saved = OmegaConf.load(run / "config.yaml")
+    values = [word for word in overrides if not word.startswith(("resume=", "~", "+"))]
+    groups = [word for word in values if (config_dir() / word.split("=")[0]).is_dir()]
+    if groups:
+        raise UserError(f"resume={config.resume} continues with the run's own configuration: {', '.join(groups)} "
+                        f"cannot change it; start a new run, or override single keys such as trainer.epochs=20")
+    return OmegaConf.merge(saved, OmegaConf.from_dotlist(values), {"resume": str(run), "run_dir": str(run)})
+
+
+def _fail(message: str) -> int:
+    print(f"rdcd: {message}", file=sys.stderr)
+    return 2
+
+
+def _did_you_mean(word: str, known) -> str:
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def _entries(path: Path) -> list[tuple[str, str, str]]:
+    """Return (dotted key, default, comment) of every `key: value  # comment` line of a YAML."""
+    entries, parents = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"^( *)([A-Za-z_]\w*):\s*(.*?)(?:\s+#\s*(.*))?$", line)
+        if not match or line.lstrip().startswith("- "):
+            continue
+        indent, key, value, comment = len(match[1]) // 2, match[2], match[3], match[4] or ""
+        parents = [*parents[:indent], key]
+        if not key.startswith("_") and key != "defaults" and "_here_" not in value:
+            entries.append((".".join(parents), value, comment))
+    return entries
+
+
+def _slots(command: str) -> dict[str, str]:
+    """Return slot → default choice from the `defaults:` list of a command's YAML."""
+    text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    found = re.findall(r"^  - (?:optional |override )?(\w+): *(\S+)", text, flags=re.M)
+    return {slot: choice for slot, choice in found if (config_dir() / slot).is_dir()}
+
+
+def _keys(command: str) -> list[str]:
+    keys = [key for key, _, _ in _entries(config_dir() / f"{command}.yaml")]
+    for slot, choice in _slots(command).items():
+        keys.append(slot)
+        path = config_dir() / slot / f"{choice}.yaml"
+        keys += [f"{slot}.{key}" for key, _, _ in _entries(path)] if path.is_file() else []
+    return keys
+
+
+def _help(command: str, description: str) -> str:
+    def rows(entries, prefix=""):
+        return [f"  {prefix + key + '=' + value:<44} {comment}" for key, value, comment in entries]
+
+    lines = [f"usage: rdcd {command} [key=value …]", "", description, "", "keys:"]
+    slots = _slots(command)
+    lines += rows(e for e in _entries(config_dir() / f"{command}.yaml") if e[0] not in slots)
+    for slot, choice in slots.items():
+        lines += ["", f"{slot}={choice}   (choices: {', '.join(_choices(slot))})"]
+        path = config_dir() / slot / f"{choice}.yaml"
+        if path.is_file():
+            lines += rows(_entries(path), f"{slot}.")
+    lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
+              "--cfg job prints the configuration."]
+    return "\n".join(lines)

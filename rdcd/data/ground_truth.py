@@ -1,0 +1,64 @@
+"""Ground truth of a copy-detection benchmark: which query is a copy of which reference."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from rdcd.errors import UserError
+from rdcd.files import atomic_path
+
+HEADER = ("query_id", "reference_id")
+
+
+def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
+    """Read CSV `query_id,reference_id` (header optional) in file order (METHOD section 7).
+
+    A row with an empty reference names a distractor query and gives no pair.
+
+    Args:
+        path: the CSV file, UTF-8.
+
+    Returns:
+        (query id, reference id) pairs.
+
+    Raises:
+        UserError: no such file, not text, a row that has not two columns or no query id, or a pair
+            given twice; each with its line number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no ground truth file {path}: expected a CSV of query_id,reference_id; "
+                        "check the path")
+    first_line: dict[tuple[str, str], int] = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        try:
+            for number, cells in enumerate(reader):
+                row = tuple(cell.strip() for cell in cells)
+                if not row or (number == 0 and tuple(cell.lower() for cell in row) == HEADER):
+                    continue
+                place = f"{path}, line {reader.line_num}"
+                if len(row) != 2:
+                    raise UserError(f"{place}: {len(row)} columns ({','.join(row)[:80]!r}), expected two, "
+                                    "query_id,reference_id; leave the reference empty for a distractor query")
+                if not row[0]:
+                    raise UserError(f"{place}: empty query id before reference {row[1]!r}; "
+                                    "expected query_id,reference_id: fill it in or remove the line")
+                if not row[1]:
+                    continue
+                if row in first_line:
+                    raise UserError(f"{place}: pair {row[0]},{row[1]} was already given on line "
+                                    f"{first_line[row]}; expected each pair once: remove one of the lines")
+                first_line[row] = reader.line_num
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path} is not a UTF-8 CSV file ({error}); expected lines of "
+                            "query_id,reference_id") from error
+    return list(first_line)
+
+
+def write_ground_truth(path: str | Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write (query id, reference id) rows with a header; an empty reference marks a distractor."""
+    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows(rows)

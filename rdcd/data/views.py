@@ -1,0 +1,134 @@
+"""Samples for the networks: two augmented views for training, one resized picture for extraction."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from rdcd.data.images import open_image
+from rdcd.data.manifest import Manifest
+from rdcd.errors import BadImage, UserError
+
+Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Return a picture as uint8 [3, H, W]; networks scale to [0, 1] and normalize themselves."""
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+class TwoViews(Dataset):
+    """Two independent views of every training picture.
+
+    A view is a function of (seed, epoch, index, view) alone, whatever worker makes it. A picture
+    that does not decode is replaced by the next one that does, and travels along as a `BadImage`.
+
+    Args:
+        pictures: the training pictures.
+        augment: recipe, PIL picture and generator → PIL picture of fixed size.
+        seed: seed of all views.
+    """
+
+    def __init__(self, pictures: Manifest, augment: Augment, *, seed: int = 0) -> None:
+        self.pictures, self.augment, self.seed = pictures, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        picture, bad = self._decode(index)
+        views = [to_tensor(self.augment(picture, np.random.default_rng((self.seed, epoch, index, view))))
+                 for view in range(2)]
+        return {"query": views[0], "key": views[1], "index": index, "bad": bad}
+
+    def _decode(self, index: int) -> tuple[Image.Image, list[BadImage]]:
+        bad: list[BadImage] = []
+        for shift in range(min(len(self), 100)):
+            try:
+                return open_image(self.pictures.path((index + shift) % len(self))), bad
+            except BadImage as error:
+                bad.append(error)
+        raise UserError(f"{len(bad)} training pictures in a row do not decode, the first {bad[0].path} "
+                        f"({bad[0].reason}): check the folder {self.pictures.root}")
+
+
+def collate_views(samples: list[dict]) -> dict:
+    """Stack samples: `query`, `key` uint8 [B, 3, S, S], `index` [B], `bad` a list."""
+    return {"query": torch.stack([s["query"] for s in samples]), "key": torch.stack([s["key"] for s in samples]),
+            "index": torch.tensor([s["index"] for s in samples]), "bad": [b for s in samples for b in s["bad"]]}
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A seeded permutation an epoch, cut into whole global batches; yields (epoch, index).
+
+    Row b of a global batch belongs to rank b // batch_size, so that gathering in rank order gives
+    the batch a single process would have had.
+
+    Args:
+        length: number of pictures.
+        batch_size: pictures a step on one rank.
+        seed: seed of the order.
+        rank, world_size: this process among all.
+
+    Raises:
+        UserError: fewer pictures than one global batch.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.steps = length // (batch_size * world_size)
+        if self.steps == 0:
+            raise UserError(f"{length} training pictures are fewer than one batch of {batch_size * world_size}: "
+                            f"add pictures, or set data.batch_size={max(length // world_size, 1)} or less")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and views come next; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        batches = order[:self.steps * self.world_size * self.batch_size].reshape(self.steps, self.world_size, -1)
+        epoch = self.epoch
+        return iter([(epoch, int(i)) for i in batches[:, self.rank].ravel()])
+
+
+class Pictures(Dataset):
+    """Pictures as a network sees them at extraction (METHOD §4): (index, uint8 [3, H, W] or BadImage).
+
+    Args:
+        pictures: which.
+        size: side in pixels.
+        resize: `square` (size × size, aspect not kept) or `short` (short side = size, aspect kept).
+
+    Raises:
+        UserError: another `resize`.
+    """
+
+    def __init__(self, pictures: Manifest, *, size: int, resize: str = "square") -> None:
+        if resize not in ("square", "short"):
+            raise UserError(f"resize={resize!r}: expected 'square' or 'short'")
+        self.pictures, self.size, self.resize = pictures, size, resize
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | BadImage]:
+        try:
+            picture = open_image(self.pictures.path(index))
+        except BadImage as error:
+            return index, error
+        return index, to_tensor(picture.resize(self._target(picture.size), Image.Resampling.BILINEAR))
+
+    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.resize == "square":
+            return self.size, self.size
+        scale = self.size / min(size)
+        return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)

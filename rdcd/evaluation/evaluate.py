@@ -1,0 +1,200 @@
+"""Extract and score under a protocol, for one or more models: one table, one page (`rdcd evaluate`)."""
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rdcd.data.disc import Benchmark, open_benchmark, read_edit_families
+from rdcd.data.images import write_ledger
+from rdcd.errors import BadImage, UserError
+from rdcd.evaluation.cases import ModelResult
+from rdcd.evaluation.extract import default_device, extract_descriptors, load_network
+from rdcd.evaluation.protocols import Protocol
+from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
+from rdcd.evaluation.score import as_record, metrics_table, score_descriptors, write_metrics
+from rdcd.models.student import parameter_count
+from rdcd.provenance import provenance
+from rdcd.retrieval.descriptors import write_descriptors
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """Where the benchmark lies; root None: where the run that is evaluated had it."""
+
+    root: str | None = None
+
+
+def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = DataRoot(),
+             protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64, workers: int = 2,
+             device: str | None = None, keep_descriptors: bool = True) -> list[dict]:
+    """Measure models on a benchmark; write metrics.csv, metrics.json, report.html; return the table's rows.
+
+    Args:
+        checkpoint: `latest`, a run folder (its student, teacher and untrained student), a weights file
+            (`.safetensors`), a training checkpoint (`.ckpt`), `thumbnail`, or a list of these.
+        data: root of the benchmark.
+        protocol: how to measure.
+        out: folder of the results; None: a new one inside the run folder, or under `runs/`.
+        batch_size, workers, device: of extraction.
+        keep_descriptors: write descriptor files to `out/descriptors`.
+
+    Raises:
+        UserError: nothing to evaluate, or no benchmark.
+    """
+    wanted = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+    models: dict[str, Path | str] = {}
+    runs = []
+    for item in wanted:
+        if item == "latest" or Path(item).is_dir():
+            runs.append(find_run(item))
+            prefix = f"{runs[-1].name} " if len(wanted) > 1 else ""
+            models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
+        else:
+            name = Path(item).stem
+            models[name if name not in models else str(item)] = item if item == "thumbnail" else Path(item)
+    root = data.root or next((read_run(run)["data_root"] for run in runs), None)
+    if root is None:
+        raise UserError(f"checkpoint={checkpoint} does not say which benchmark to measure on: give data.root=DIR")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    if out is None:
+        out = runs[0] / f"evaluation-{stamp}" if runs else RUNS / f"{stamp}-evaluation"
+    return measure(models, benchmark=open_benchmark(root, split=protocol.split), protocol=protocol, out=Path(out),
+                   title=f"Evaluation of {', '.join(run.name for run in runs) or ', '.join(models)}",
+                   batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
+                   curves=read_curves(runs[0] / "logs") if runs else None,
+                   seed=read_run(runs[0])["seed"] if runs else None)
+
+
+def evaluate_run(folder: Path, *, out: Path, benchmark: Benchmark, protocol: Protocol, workers: int,
+                 device: str) -> list[dict]:
+    """Measure all models of a run folder, into `out`."""
+    about = read_run(folder)
+    return measure(run_models(folder), benchmark=benchmark, protocol=protocol, out=out, title=about["name"],
+                   workers=workers, device=device, curves=read_curves(folder / "logs"), seed=about["seed"])
+
+
+def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol: Protocol, out: Path, title: str,
+            batch_size: int = 64, workers: int = 2, device: str | None = None, keep_descriptors: bool = False,
+            curves: Mapping | None = None, seed: int | None = None) -> list[dict]:
+    """Measure models by name and write the results; the first model is the one the page shows.
+
+    Raises:
+        UserError: weights that cannot be loaded, or a benchmark whose files disagree.
+    """
+    results, rows, weights, sizes = [], [], {}, {}
+    bad: list[BadImage] = []
+    for name, path in models.items():
+        network, card = load_network(path)
+        sizes[name] = size = protocol.size or card["preprocessing"]["size"]
+        roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
+        found = {}
+        for role, pictures in roles.items():
+            found[role], unreadable = extract_descriptors(
+                network, pictures, size=size, resize=protocol.resize, batch_size=batch_size, workers=workers,
+                device=device or default_device(), label=f"{name}: {role}")
+            bad += unreadable
+            if keep_descriptors:
+                write_descriptors(out / "descriptors" / name.replace(" ", "-") / f"{role}.h5", found[role])
+        scored = score_descriptors(found["query"], found["reference"], found["background"], benchmark.pairs,
+                                   codecs=protocol.codecs, score_norms=protocol.score_norms,
+                                   candidates=protocol.candidates, k=protocol.k)
+        results.append(ModelResult(name, _details(network, card, size, path), scored))
+        rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
+        weights[name] = card["weights_sha256"]
+    record = provenance(seed=seed, protocol=protocol.describe(sizes[next(iter(models))]),
+                        weights={name: digest for name, digest in weights.items() if digest})
+    record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),
+                             "references": len(benchmark.references), "background": len(benchmark.background),
+                             "pairs": len(benchmark.pairs)}, "sizes": sizes}
+    write_metrics(out, rows, record)
+    paths: dict[str, Path] = {}
+    for pictures in (benchmark.queries, benchmark.references):
+        paths |= pictures.paths_by_name()
+    write_report(out / "report.html", title=title, protocol=record["protocol"], results=results,
+                 pairs=benchmark.pairs, image_path=paths.get, curves=curves, provenance=record,
+                 families=read_edit_families(benchmark.root, split=benchmark.split))
+    plot_precision_recall(out / "precision_recall.png", results, benchmark.pairs)
+    if curves:
+        plot_curves(out / "curves.png", curves)
+    console = Console()
+    console.print(metrics_table(rows, title=record["protocol"]))
+    if bad:
+        write_ledger(out / "bad_files.csv", bad)
+        print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {out / 'bad_files.csv'} lists them")
+    print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
+    return rows
+
+
+def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) -> dict[str, str]:
+    training = card.get("training", {})
+    details = {"architecture": card["architecture"]["trunk"], "descriptor": f"{network.dim} numbers",
+               "parameters": f"{parameter_count(network):,}", "input": f"{size} px", "file": str(path)}
+    details |= {key: str(training[key]) for key in ("objective", "epochs", "steps", "batch_size", "lr") if key in training}
+    return details | ({"weights": card["weights_sha256"][:16]} if card["weights_sha256"] else {})
+
+
+def find_run(run: str | Path) -> Path:
+    """Return a run folder; `latest` (or `auto`) names the newest under `runs/`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if str(run) not in ("latest", "auto"):
+        if not Path(run).is_dir():
+            raise UserError(f"no run folder {run}: expected one that `rdcd train` wrote, or `latest`")
+        return Path(run)
+    found = [path.parent for path in RUNS.glob("*/config.yaml")] + [path.parent for path in RUNS.glob("*/run.json")]
+    if not found:
+        raise UserError(f"no run under {RUNS.resolve()}: train one with `sh train.sh`, or give checkpoint=FILE")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def read_run(folder: Path) -> dict:
+    """Return what a finished run says of itself: `models` (name → file), `data_root`, `seed`, `name`."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no finished run (no run.json): continue it with "
+                        f"`rdcd train resume={folder}`, or evaluate {folder}/checkpoints/last.ckpt") from None
+
+
+def run_models(folder: Path) -> dict[str, Path | str]:
+    """Return model name → weights of a run; models whose file has gone are said and left out."""
+    models: dict[str, Path | str] = {}
+    for name, file in read_run(folder)["models"].items():
+        path = file if file == "thumbnail" else folder / file
+        if isinstance(path, Path) and not path.is_file():
+            print(f"{name}: {path} is gone; it is left out of the table")
+            continue
+        models[name] = path
+    return models
+
+
+def read_curves(logs: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Read Lightning's CSV logs under `logs` as panel → series → (steps, values), resumed parts joined."""
+    series: dict[str, dict[float, float]] = {}
+    for path in sorted(logs.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = float(row["step"])
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        series.setdefault(name, {})[step] = float(value)
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    titles = {"images_per_s": "images/s", "data_wait": "share of time waiting for data", "lr": "learning rate",
+              "effective_rank_h": "effective rank", "effective_rank_z": "effective rank",
+              "nearest_negative": "similarity to the nearest negative"}
+    for name, points in series.items():
+        group, _, term = name.partition("/")
+        title = "validation" if group == "val" else titles.get(term, "loss terms")
+        steps = sorted(points)
+        panels.setdefault(title, {})[term] = (steps, [points[s] for s in steps])
+    return panels

@@ -1,0 +1,156 @@
+"""Pictures → descriptors."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rdcd.data.images import write_ledger
+from rdcd.data.manifest import Manifest
+from rdcd.data.views import Pictures
+from rdcd.errors import BadImage, UserError
+from rdcd.models.thumbnail import Thumbnail
+from rdcd.models.weights import load_student
+from rdcd.retrieval.descriptors import Descriptors, write_descriptors
+
+Batch = tuple[list[tuple[list[int], Tensor]], list[tuple[int, BadImage]]]
+
+
+def collate_pictures(samples: list[tuple[int, Tensor | BadImage]]) -> Batch:
+    """Stack pictures of one shape: [(indices, uint8 [n, 3, H, W]), …] and the unreadable ones."""
+    shapes: dict[tuple, tuple[list[int], list[Tensor]]] = {}
+    bad = []
+    for index, picture in samples:
+        if isinstance(picture, BadImage):
+            bad.append((index, picture))
+            continue
+        indices, pictures = shapes.setdefault(tuple(picture.shape), ([], []))
+        indices.append(index)
+        pictures.append(picture)
+    return [(indices, torch.stack(pictures)) for indices, pictures in shapes.values()], bad
+
+
+def picture_loader(pictures: Manifest, *, size: int, resize: str = "square", batch_size: int = 64,
+                   workers: int = 2) -> DataLoader:
+    """Return a loader of `collate_pictures` batches over pictures in order."""
+    return DataLoader(Pictures(pictures, size=size, resize=resize), batch_size=batch_size, num_workers=workers,
+                      collate_fn=collate_pictures)
+
+
+def assemble(pictures: Manifest, parts: Iterable[tuple[list[int], np.ndarray | None]], dim: int) -> Descriptors:
+    """Put extracted parts in the order of `pictures`, each picture once whatever was padded or repeated.
+
+    Args:
+        parts: (indices, vectors [n, dim]); vectors None: these pictures are unreadable.
+        dim: descriptor size, for the case of no part at all.
+    """
+    vectors = np.zeros((len(pictures), dim), dtype=np.float32)
+    found = np.zeros(len(pictures), dtype=bool)
+    for indices, rows in parts:
+        if rows is not None:
+            vectors[indices], found[indices] = rows, True
+    names = np.array(pictures.names)
+    return Descriptors(names=names[found], vectors=vectors[found], missing=names[~found])
+
+
+def extract_descriptors(network: torch.nn.Module, pictures: Manifest, *, size: int, resize: str = "square",
+                        batch_size: int = 64, workers: int = 2, device: str = "cpu",
+                        label: str = "extract") -> tuple[Descriptors, list[BadImage]]:
+    """Embed every picture; unreadable ones are listed in `Descriptors.missing` and returned as errors.
+
+    Args:
+        network: has `embed`, pictures [B, 3, H, W] in [0, 1] → [B, d], and `dim`.
+        size, resize: see `Pictures`.
+        label: what the progress line calls this.
+
+    Raises:
+        UserError: not one picture could be read.
+    """
+    loader = picture_loader(pictures, size=size, resize=resize, batch_size=batch_size, workers=workers)
+    network = network.to(device).eval()
+    parts: list[tuple[list[int], np.ndarray | None]] = []
+    bad: list[BadImage] = []
+    with track(len(pictures), label) as advance, torch.inference_mode():
+        for batches, unreadable in loader:
+            for indices, stacked in batches:
+                rows = network.embed(stacked.to(device).float() / 255)
+                parts.append((indices, rows.float().cpu().numpy()))
+                advance(len(indices))
+            bad += [error for _, error in unreadable]
+            advance(len(unreadable))
+    if len(bad) == len(pictures):
+        raise UserError(f"none of the {len(bad)} pictures under {pictures.root} could be read, the first "
+                        f"{bad[0].path} ({bad[0].reason})")
+    return assemble(pictures, parts, network.dim), bad
+
+
+class track:
+    """Context of a progress bar; yields `advance(n)`. Away from a terminal, a line every ten seconds."""
+
+    def __init__(self, total: int, label: str) -> None:
+        self.total, self.label, self.done = total, label, 0
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), transient=True)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.start = self.said = time.monotonic()
+        if self.bar.console.is_terminal:
+            self.bar.start()
+        self.task = self.bar.add_task(self.label, total=self.total, rate="")
+        return self.advance
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        rate = self.done / max(now - self.start, 1e-9)
+        self.bar.update(self.task, completed=self.done, rate=f"{rate:.0f} images/s")
+        if not self.bar.console.is_terminal and now - self.said > 10:
+            self.said = now
+            left = (self.total - self.done) / max(rate, 1e-9)
+            print(f"{self.label}: {self.done}/{self.total}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
+
+    def __exit__(self, *error) -> None:
+        if self.bar.console.is_terminal:
+            self.bar.stop()
+
+
+def default_device() -> str:
+    """Return `cuda` where torch can use it, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_network(path: str | Path) -> tuple[torch.nn.Module, dict]:
+    """Load what can embed pictures: `thumbnail`, or a student's weights or checkpoint; with its card."""
+    if str(path) == "thumbnail":
+        return Thumbnail(), {"architecture": {"trunk": "colour thumbnail"}, "preprocessing": {"size": 64},
+                             "weights_sha256": None}
+    return load_student(path)
+
+
+def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str = "square",
+            batch_size: int = 64, workers: int = 2, device: str | None = None) -> Path:
+    """Write the descriptors of all pictures under a folder: the `rdcd extract` command.
+
+    Args:
+        images: a folder of pictures.
+        model: `student.safetensors`, a `.ckpt`, or `thumbnail`.
+        out: descriptor file to write; unreadable pictures are listed beside it in `bad_files.csv`.
+        size: side in pixels; None: the card's.
+    """
+    network, card = load_network(model)
+    pictures = Manifest.of_folder(images)
+    size = size or card["preprocessing"]["size"]
+    descriptors, bad = extract_descriptors(network, pictures, size=size, resize=resize, batch_size=batch_size,
+                                           workers=workers, device=device or default_device())
+    write_descriptors(out, descriptors)
+    print(f"{out}: {len(descriptors.names)} descriptors of {descriptors.vectors.shape[1]} numbers, {size} px {resize}")
+    if bad:
+        ledger = Path(out).with_name("bad_files.csv")
+        write_ledger(ledger, bad)
+        print(f"{len(bad)} pictures could not be read; {ledger} lists them")
+    return Path(out)

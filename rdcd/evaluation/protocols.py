@@ -1,0 +1,35 @@
+"""A named way to measure, from pictures to numbers (METHOD §4–§6)."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How descriptors are extracted and scored.
+
+    Args:
+        name: printed beside every number.
+        split: which queries, `dev` or `final`.
+        size: side in pixels; None: what the student's card says.
+        resize: `square` or `short`.
+        codecs: faiss factory strings; `{d}` stands for a descriptor's own size.
+        score_norms: None or strings such as `1.0[0,2]`.
+        candidates: `per_query` or `global`.
+        k: candidates per query.
+    """
+
+    name: str = "disc"
+    split: str = "dev"
+    size: int | None = None
+    resize: str = "square"
+    codecs: list[str] = field(default_factory=lambda: ["Flat"])
+    score_norms: list[str | None] = field(default_factory=lambda: [None, "1.0[0,2]"])
+    candidates: str = "per_query"
+    k: int = 10
+
+    def describe(self, size: int) -> str:
+        """Say the protocol in one line."""
+        kept = "square, aspect not kept" if self.resize == "square" else "short side, aspect kept"
+        rule = (f"{self.k} nearest references of every query" if self.candidates == "per_query"
+                else f"best {self.k} × queries pairs over all queries")
+        return f"{self.name} ({self.split} queries), {size} px {kept}, candidates {self.candidates}: {rule}"

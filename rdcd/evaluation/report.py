@@ -1,0 +1,186 @@
+"""One evaluation run as a page to look at: `report.html`, self-contained and readable from disk."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rdcd.errors import UserError
+from rdcd.evaluation.cases import FamilyScore, ModelResult, Outcome, by_family, pair_outcomes, score_group
+from rdcd.evaluation.plots import (
+    PAGE,
+    Curves,
+    curves_figure,
+    figure_svg,
+    metric_name,
+    plot_curves,
+    plot_precision_recall,
+    precision_recall_figure,
+)
+from rdcd.evaluation.report_gallery import galleries
+from rdcd.evaluation.report_page import SKELETON, STYLE, empty, metric, percent, record, row_name, score, text
+from rdcd.evaluation.score import ScoreRow
+from rdcd.files import write_text
+
+__all__ = ["ModelResult", "plot_curves", "plot_precision_recall", "write_report"]
+
+CANDIDATES = {"per_query": "the nearest references of every query, pooled over all queries",
+              "global": "the best pairs over all queries together"}
+
+
+def write_report(path: str | Path, *, title: str, protocol: str, results: Sequence[ModelResult],
+                 pairs: Sequence[tuple[str, str]], image_path: Callable[[str], Path | None],
+                 curves: Curves | None = None, families: Mapping[str, Sequence[str]] | None = None,
+                 provenance: Mapping[str, object], n_pictures: int = 24) -> None:
+    """Write the report of one evaluation run as a single HTML file.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        title: the page's heading.
+        protocol: the protocol's name.
+        results: the models; pictures and the breakdown by edit are of the first one's headline row.
+        pairs: ground truth, (query, reference) names.
+        image_path: picture name → its file, or None where there is no such picture.
+        curves: training curves, panel title → series name → (steps, values).
+        families: query name → families of the edits that made it.
+        provenance: where the run came from, as `rdcd.provenance.provenance` returns it.
+        n_pictures: at most so many cases in each gallery; 0 leaves the galleries out.
+
+    Raises:
+        UserError: there is no result, or `n_pictures` is negative.
+    """
+    if not results:
+        raise UserError("results is empty: a report needs at least one model; pass a ModelResult")
+    if n_pictures < 0:
+        raise UserError(f"n_pictures={n_pictures}: expected a number of cases per gallery, 0 or more")
+    headline = results[0].headline
+    outcomes = pair_outcomes(headline.matches, pairs)
+    sections = [("scores", "Scores", _scores(results)),
+                ("precision-recall", "Precision and recall", _precision_recall(results, pairs))]
+    if curves:
+        sections.append(("training", "Training curves", _training(curves)))
+    if families:
+        sections.append(("edits", "By edit", _families(outcomes, families, headline)))
+    if n_pictures:
+        sections += galleries(results[0], pairs, outcomes, image_path, n_pictures)
+    sections += [("models", "Models", _models(results)), ("provenance", "Provenance", _provenance(provenance))]
+    write_text(path, SKELETON.substitute(
+        title=text(title), style=STYLE, lead=_lead(protocol, results, pairs),
+        contents="".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in sections),
+        sections="\n".join(f'<section id="{key}"><h2>{heading}</h2>\n{body}</section>'
+                           for key, heading, body in sections),
+        footer=f"Written {text(provenance.get('written') or 'at an unrecorded time')}. "
+               "This file needs no network and no other file."))
+
+
+def _lead(protocol: str, results: Sequence[ModelResult], pairs: Sequence[tuple[str, str]]) -> str:
+    rules = sorted({row.candidates for result in results for row in result.rows})
+    explained = "; ".join(f"<b>{text(rule)}</b>" + (f", {CANDIDATES[rule]}" if rule in CANDIDATES else "")
+                          for rule in rules)
+    matches = results[0].headline.matches
+    return (f"Protocol <b>{text(protocol)}</b>. Candidates {explained}. {len(pairs):,} ground-truth pairs, "
+            f"{len(matches.scores):,} scored pairs of {len(set(matches.queries.tolist())):,} queries.")
+
+
+def _scores(results: Sequence[ModelResult]) -> str:
+    first = results[0].headline
+    tiles: list[tuple[str, Callable[[ScoreRow], str]]] = [
+        (f"{metric(first.score_norm)}, %", lambda row: percent(row.metrics.uAP)),
+        ("recall at 90 % precision, %", lambda row: percent(row.metrics.recall_at_p90)),
+        ("accuracy@1, %", lambda row: percent(row.metrics.accuracy_at_1)),
+        ("threshold at 90 % precision", lambda row: score(row.metrics.threshold_at_p90)),
+    ]
+    tiles_html = "".join(
+        f'<div class="tile"><span>{label}</span><b>{show(first)}</b>'
+        + "".join(f"<small>{text(other.name)} {show(other.headline)}</small>" for other in results[1:])
+        + "</div>" for label, show in tiles)
+    rows = "".join(_score_row(result, i) for result in results for i in range(len(result.rows)))
+    return f"""<p class="note">Headline of <b>{text(results[0].name)}</b>: {row_name(first)}.</p>
+<div class="tiles">{tiles_html}</div>
+<div class="scroll"><table><thead><tr>
+<th scope="col">model</th><th scope="col">codec</th><th scope="col">score norm</th>
+<th scope="col" class="n">µAP, %</th><th scope="col" class="n">µAP<sub>SN</sub>, %</th>
+<th scope="col" class="n">recall@P90, %</th><th scope="col" class="n">threshold</th>
+<th scope="col" class="n">accuracy@1, %</th></tr></thead><tbody>
+{rows}</tbody></table></div>
+<details><summary>What the columns mean</summary><dl>
+<dt>µAP</dt><dd>Average precision of all scored pairs pooled over queries, so that one threshold must serve
+every query. µAP<sub>SN</sub>: the same after score normalization against background pictures.</dd>
+<dt>recall@P90</dt><dd>The largest share of true pairs that one threshold finds while at least 90 % of what
+it returns is true.</dd>
+<dt>threshold</dt><dd>The score at that point; “–” where precision never reaches 90 %.</dd>
+<dt>accuracy@1</dt><dd>The share of true pairs whose reference comes first in its query's list.</dd>
+<dt>tinted</dt><dd>Each model's headline row: the last one with score normalization, else the first.</dd>
+</dl></details>"""
+
+
+def _score_row(result: ModelResult, i: int) -> str:
+    row = result.rows[i]
+    uap = percent(row.metrics.uAP)
+    model = f'<th scope="rowgroup" rowspan="{len(result.rows)}">{text(result.name)}</th>' if i == 0 else ""
+    tint = ' class="headline"' if row is result.headline else ""
+    norm = "none" if row.score_norm is None else f"<code>{text(row.score_norm)}</code>"
+    cells = (uap if row.score_norm is None else "", "" if row.score_norm is None else uap,
+             percent(row.metrics.recall_at_p90), score(row.metrics.threshold_at_p90),
+             percent(row.metrics.accuracy_at_1))
+    return (f"<tr{tint}>{model}<td><code>{text(row.codec)}</code></td><td>{norm}</td>"
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>\n")
+
+
+def _precision_recall(results: Sequence[ModelResult], pairs: Sequence[tuple[str, str]]) -> str:
+    if not pairs or not any(len(result.headline.matches.scores) for result in results):
+        return empty("No scored pairs or no ground truth, hence no curve.")
+    alt = "Precision over recall. " + " ".join(
+        f"{text(result.name)}: {metric_name(result.headline.score_norm)} "
+        f"{percent(result.headline.metrics.uAP)} %." for result in results)
+    svg = figure_svg(precision_recall_figure(results, pairs, palette=PAGE), name="pr", alt=alt)
+    return (f'<figure class="figure wide">{svg}<figcaption>Headline row of every model. Dotted line: 90 % '
+            "precision; dots: the last point at or above it.</figcaption></figure>")
+
+
+def _training(curves: Curves) -> str:
+    def panel(i: int, title: str) -> str:
+        svg = figure_svg(curves_figure({title: curves[title]}, palette=PAGE), name=f"curve{i}",
+                         alt=f"{text(title)} over training steps: {text(', '.join(curves[title]))}")
+        return f'<figure class="figure">{svg}</figure>'
+
+    return f'<div class="figures">{"".join(panel(i, title) for i, title in enumerate(curves))}</div>'
+
+
+def _families(outcomes: Sequence[Outcome], families: Mapping[str, Sequence[str]], row: ScoreRow) -> str:
+    known = [outcome for outcome in outcomes if outcome.query in families]
+    if not known:
+        return empty("No query with a true reference has recorded edits.")
+    threshold = row.metrics.threshold_at_p90
+    groups = [_family_row(group, "") for group in by_family(known, families, threshold)]
+    total = _family_row(score_group("all of these", known, threshold), "total")
+    return f"""<p class="note">Queries with a true reference, by the edits that made them, hardest first. A query
+counts under each of its edits.</p>
+<div class="scroll"><table><thead><tr><th scope="col">edit</th><th scope="col" class="n">queries</th>
+<th scope="col">accuracy@1, %</th><th scope="col">recall at the P90 threshold, %</th></tr></thead><tbody>
+{total}{"".join(groups)}</tbody></table></div>"""
+
+
+def _family_row(group: FamilyScore, kind: str) -> str:
+    def bar(share: float | None, colour: str) -> str:
+        if share is None:
+            return "–"
+        return (f'<div class="bar {colour}"><i><i style="width:{100 * share:.1f}%"></i></i>'
+                f"<span>{percent(share)}</span></div>")
+
+    return (f'<tr class="{kind}"><th scope="row">{text(group.family)}</th><td class="n">{group.queries:,}</td>'
+            f'<td class="share">{bar(group.accuracy_at_1, "first")}</td>'
+            f'<td class="share">{bar(group.recall, "second")}</td></tr>\n')
+
+
+def _models(results: Sequence[ModelResult]) -> str:
+    return '<div class="models">' + "".join(
+        f'<div class="card"><h3>{text(result.name)}</h3>{record(result.details)}</div>'
+        for result in results) + "</div>"
+
+
+def _provenance(provenance: Mapping[str, object]) -> str:
+    rest = {key: value for key, value in provenance.items() if key not in ("command", "config")}
+    config = json.dumps(provenance.get("config"), indent=2, ensure_ascii=False, default=str)
+    return (f"<pre>{text(provenance.get('command') or 'command not recorded')}</pre>"
+            f"<details><summary>Configuration</summary><pre>{text(config)}</pre></details>"
+            f'<div class="card">{record(rest)}</div>')

@@ -1,0 +1,39 @@
+"""KoLeo, the differential-entropy term of SSCD (Sablayrolles et al. 2019; SSCD §3.3; METHOD §3)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rdcd.losses.precision import in_fp32, tangent_log
+
+
+@in_fp32
+def koleo_loss(descriptors: Tensor, others: Tensor | None = None, *, same: Tensor | None = None,
+               epsilon: float = 1e-3) -> Tensor:
+    """−mean_i log min_{j not of picture i} ‖z_i − z_j‖: spreads descriptors over the sphere.
+
+    The distance is written as sqrt(u)·sqrt(2) with u = 1 − cosine; below u = ε the logarithm goes
+    on along its tangent (see `hard_negative_loss`), so two equal descriptors give a finite value
+    and a finite gradient.
+
+    Args:
+        descriptors: L2-normalized [N, d].
+        others: where neighbours are sought, L2-normalized [M, d]; None: among `descriptors`.
+        same: bool [N, M], True where column j shows the picture of row i and is no neighbour.
+            Needed with `others`; None: each row excludes itself alone.
+        epsilon: ε, in units of 1 − cosine.
+
+    Returns:
+        A scalar ≥ −log 2; 0 when no row has a neighbour.
+    """
+    if others is None:
+        others = descriptors
+        if same is None:
+            same = torch.eye(len(descriptors), dtype=torch.bool, device=descriptors.device)
+    similarity = descriptors @ others.T
+    if same is not None:
+        similarity = similarity.masked_fill(same, -torch.inf)[~same.all(dim=1)]
+    if len(similarity) == 0:
+        return descriptors.sum() * 0
+    return -0.5 * (tangent_log(1 - similarity.amax(dim=1), epsilon) + math.log(2)).mean()

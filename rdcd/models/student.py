@@ -1,0 +1,154 @@
+"""The student: any timm trunk → GeM → fc to the teacher's size → linear projector (METHOD §1)."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from rdcd.errors import UserError
+from rdcd.models.gem import GeM
+
+
+class Embedding(NamedTuple):
+    """`features` h_S [B, kd_dim] and `descriptors` z_S [B, dim], both fp32 and L2-normalized."""
+
+    features: Tensor
+    descriptors: Tensor
+
+
+class Student(nn.Module):
+    """A compact descriptor network; it takes pictures in [0, 1] and normalizes them itself.
+
+    The projector takes the un-normalized fc output, has a bias, no BN and no hidden layer.
+
+    Args:
+        trunk: any timm model name.
+        dim: size of the descriptor z_S; None leaves the projector out, and z_S = h_S (a teacher, or
+            a network trained by the SSCD objective alone).
+        kd_dim: size of h_S, the teacher's descriptor size.
+        gem_p: exponent of the pooling.
+        pretrained: False, random weights; True, timm's hub weights; a path, a file of the trunk's
+            weights under timm's names (`.safetensors`, or a state dict that loads weights-only).
+        mean, std: of the input, RGB in [0, 1].
+
+    Raises:
+        UserError: an unknown trunk, or weights that do not fit it.
+    """
+
+    def __init__(self, *, trunk: str = "efficientnet_b0", dim: int | None = 256, kd_dim: int = 512,
+                 gem_p: float = 3.0, pretrained: bool | str | Path = False,
+                 mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+                 std: tuple[float, float, float] = IMAGENET_DEFAULT_STD) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("kd_dim", kd_dim)):
+            if value is not None and value < 1:
+                raise UserError(f"student.{name}={value}: expected a positive size, such as 256")
+        self.architecture = {"trunk": trunk, "dim": dim, "kd_dim": kd_dim, "gem_p": gem_p,
+                             "mean": list(mean), "std": list(std)}
+        self.trunk = _build_trunk(trunk, pretrained)
+        self.pool = GeM(gem_p)
+        self.fc = nn.Linear(self.trunk.head_hidden_size, kd_dim)
+        self.projector = None if dim is None else nn.Linear(kd_dim, dim)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """Size of the descriptor."""
+        return self.architecture["dim"] or self.architecture["kd_dim"]
+
+    def forward(self, pictures: Tensor) -> Embedding:
+        """Embed pictures [B, 3, H, W] in [0, 1]."""
+        maps = self.trunk((pictures - self.mean) / self.std)
+        if maps.ndim == 3:  # tokens of a transformer: the class and register tokens come first
+            maps = maps[:, self.trunk.num_prefix_tokens:]
+        elif maps.shape[1] != self.fc.in_features:  # some trunks answer [B, H, W, C]
+            maps = maps.permute(0, 3, 1, 2)
+        hidden = self.fc(self.pool(maps))
+        with torch.autocast(pictures.device.type, enabled=False):
+            features = F.normalize(hidden.float(), dim=1)
+        if self.projector is None:
+            return Embedding(features, features)
+        projected = self.projector(hidden)
+        with torch.autocast(pictures.device.type, enabled=False):
+            return Embedding(features, F.normalize(projected.float(), dim=1))
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Return the descriptors z_S [B, dim] alone."""
+        return self(pictures).descriptors
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Return the number of parameters of `network`."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
+    if not timm.is_model(name.split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name[:8]}*")[:6])
+        raise UserError(f"student.trunk={name}: timm has no such model"
+                        + (f"; near it: {near}" if near else "; `timm.list_models()` lists them"))
+    hub = pretrained is True
+    try:
+        trunk = timm.create_model(name, pretrained=hub, num_classes=0, global_pool="")
+    except (OSError, RuntimeError) as error:
+        if not hub:
+            raise
+        raise UserError(f"student.pretrained=true: timm could not fetch {name} ({error}); offline, give "
+                        f"a local file: student.pretrained=FILE") from error
+    if isinstance(pretrained, str | Path):
+        load_trunk(trunk, pretrained)
+    return trunk
+
+
+def load_trunk(trunk: nn.Module, path: str | Path) -> None:
+    """Load a file of trunk weights under timm's names, strictly; fp16 files are widened.
+
+    Classifier weights (`classifier.*`, `head.fc.*`, `fc.*`) are left out, since the trunk has none.
+
+    Raises:
+        UserError: no such file, not a weights file, or keys and shapes that do not fit (listed).
+    """
+    state = read_weights(path)
+    wanted = trunk.state_dict()
+    state = {k: v for k, v in state.items()
+             if k in wanted or not k.startswith(("classifier.", "head.fc.", "fc.", "head_dist."))}
+    check_fit(wanted, state, path=path, what="the trunk")
+    trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a flat dict of tensors from `.safetensors` or a weights-only torch file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}: expected a .safetensors or .pth file; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated or foreign files raise anything, from zip to pickle errors
+        raise UserError(f"{path} ({os.path.getsize(path):,} bytes) is not a readable weights file ({error}): "
+                        f"it may be truncated; fetch or train it again") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no dict of tensors: expected weights under timm's names")
+    return state
+
+
+def check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], *, path: str | Path, what: str) -> None:
+    """Raise a UserError that lists missing, unexpected and misshaped keys, unless there are none."""
+    missing = [k for k in wanted if k not in state]
+    unexpected = [k for k in state if k not in wanted]
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+              for k, v in wanted.items() if k in state and state[k].shape != v.shape]
+    problems = [f"{len(keys)} {kind} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+                for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshaped", shapes)) if keys]
+    if problems:
+        raise UserError(f"{path} does not fit {what}: {'; '.join(problems)}; "
+                        f"choose the architecture these weights were made with")

@@ -1,0 +1,104 @@
+"""Student weights on disk: `student.safetensors` and its card `student.json` (DESIGN, contracts)."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rdcd.errors import UserError
+from rdcd.files import atomic_path, sha256, write_json
+from rdcd.models.student import Student, check_fit, read_weights
+
+FORMAT = "rdcd-student-1"
+
+
+def save_student(path: str | Path, student: Student, *, size: int, card: dict | None = None) -> Path:
+    """Write weights to `path` (`.safetensors`) and the card beside it (`.json`); return `path`.
+
+    Args:
+        size: side, in pixels, that pictures are resized to for this student by default.
+        card: what else a reader should know: training config, provenance, licence, thresholds.
+    """
+    path = Path(path).with_suffix(".safetensors")
+    with atomic_path(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}, partial)
+    write_json(path.with_suffix(".json"), {
+        "format": FORMAT,
+        "architecture": student.architecture,
+        "preprocessing": {"resize": "square", "size": size, "mean": student.architecture["mean"],
+                          "std": student.architecture["std"]},
+        "weights_sha256": sha256(path),
+    } | (card or {}))
+    return path
+
+
+def read_card(path: str | Path) -> dict:
+    """Return the card that lies beside a weights file.
+
+    Raises:
+        UserError: there is none, or it is no card of ours.
+    """
+    card_path = Path(path).with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no card {card_path}: student weights are two files, {Path(path).name} and "
+                        f"{card_path.name}; copy both") from None
+    except ValueError as error:
+        raise UserError(f"{card_path} is not JSON ({error}): copy the card again") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise UserError(f"{card_path}: format {found!r}, expected {FORMAT!r}; "
+                        f"is it the card of a student trained by rdcd?")
+    return card
+
+
+def load_student(path: str | Path) -> tuple[Student, dict]:
+    """Load a student and its card from `student.safetensors` or a training checkpoint (`.ckpt`).
+
+    Raises:
+        UserError: missing, truncated or foreign files, or weights of another architecture.
+    """
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        return _from_checkpoint(path)
+    state, card = read_weights(path), read_card(path)
+    return _build(card["architecture"], state, path), card
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a training checkpoint, tensors and plain types only.
+
+    Raises:
+        UserError: no such file, truncated, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: a run keeps its own in RUN/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated or hostile files raise anything, from zip to pickle errors
+        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is not a readable checkpoint ({error}): it may be "
+                        f"truncated; use another one of the run's checkpoints/") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "card"} <= checkpoint.keys():
+        raise UserError(f"{path} is no training checkpoint of rdcd: it has no `state_dict` and `card`")
+    return checkpoint
+
+
+def _from_checkpoint(path: Path) -> tuple[Student, dict]:
+    checkpoint = read_checkpoint(path)
+    state = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items() if k.startswith("student.")}
+    card = checkpoint["card"] | {"weights_sha256": sha256(path)}
+    return _build(card["architecture"], state, path), card
+
+
+def _build(architecture: dict, state: dict[str, Tensor], path: Path) -> Student:
+    try:
+        student = Student(**architecture)
+    except TypeError as error:
+        raise UserError(f"the card of {path} describes no student ({error}): copy the card again") from error
+    check_fit(student.state_dict(), state, path=path, what=f"the {architecture['trunk']} its card describes")
+    student.load_state_dict(state)
+    return student.eval()

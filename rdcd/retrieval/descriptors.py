@@ -1,0 +1,136 @@
+"""Descriptors of a set of pictures, and the HDF5 file they are kept in (ISC2021 format)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from rdcd.errors import UserError
+from rdcd.files import atomic_path
+
+
+def _no_names() -> np.ndarray:
+    return np.empty(0, dtype=np.str_)
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """One row of `vectors` per picture; an object of this class is always sound.
+
+    Args:
+        names: [n] picture ids (file names without folder and extension), each once.
+        vectors: float32 [n, d], finite; rows in any order.
+        missing: [m] ids of pictures that could not be read at extraction: they exist, have no
+            vector, and their ground-truth pairs count as missed.
+
+    Raises:
+        UserError: no vectors, another number of names than vectors, an id given twice, NaN or infinity.
+    """
+
+    names: np.ndarray
+    vectors: np.ndarray
+    missing: np.ndarray = field(default_factory=_no_names)
+
+    def __post_init__(self) -> None:
+        names, missing = (np.asarray(ids, dtype=np.str_) for ids in (self.names, self.missing))
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused below
+            vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
+        for name, value in (("names", names), ("vectors", vectors), ("missing", missing)):
+            object.__setattr__(self, name, value)
+        if vectors.ndim != 2 or names.ndim != 1 or missing.ndim != 1 or vectors.shape[1:] == (0,):
+            raise UserError(f"vectors of shape {list(vectors.shape)} with names of shape "
+                            f"{list(names.shape)}; expected [n, d] and [n]: extract them again")
+        if len(names) != len(vectors):
+            raise UserError(f"{len(names)} names for {len(vectors)} vectors; expected one name per vector: "
+                            "extract them again")
+        if not len(vectors):
+            raise UserError("no vectors; expected at least one: check that extraction found readable "
+                            "pictures")
+        ids, counts = np.unique(np.concatenate((names, missing)), return_counts=True)
+        if counts.max() > 1:
+            raise UserError(f"the same id twice: {some(ids[counts > 1])}; ids are file names without folder "
+                            "and extension and must differ: rename or remove pictures, then extract again")
+        # A row is finite exactly if its extremes are; they take no array of the vectors' size.
+        finite = np.isfinite(vectors.max(axis=1)) & np.isfinite(vectors.min(axis=1))
+        if not finite.all():
+            raise UserError(f"NaN or infinity in the vectors of {some(names[~finite])}; expected finite "
+                            "numbers: check the model that made them, then extract again")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def dim(self) -> int:
+        """Length d of each vector."""
+        return self.vectors.shape[1]
+
+    @property
+    def known(self) -> np.ndarray:
+        """All ids, those of unreadable pictures included: [n + m]."""
+        return np.concatenate((self.names, self.missing))
+
+    def sorted(self) -> "Descriptors":
+        """Return the same descriptors with rows in order of name (itself if they are already)."""
+        if (self.names[:-1] < self.names[1:]).all():
+            return self
+        order = np.argsort(self.names)
+        return Descriptors(self.names[order], self.vectors[order], self.missing)
+
+
+def some(ids: np.ndarray, *, most: int = 5) -> str:
+    """Name the first few of `ids` and say how many more there are."""
+    shown = ", ".join(map(str, ids[:most]))
+    return shown if len(ids) <= most else f"{shown} and {len(ids) - most:,} more"
+
+
+def read_descriptors(path: str | Path) -> Descriptors:
+    """Read an HDF5 file of `vectors` [n, d], `image_names` [n] and, optionally, `missing` [m].
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no descriptor file {path}: expected the HDF5 file `rdcd extract` writes; "
+                        "check the path")
+    try:
+        with h5py.File(path, "r") as file:
+            absent = [name for name in ("vectors", "image_names")
+                      if not isinstance(file.get(name), h5py.Dataset)]
+            if absent:
+                raise UserError(f"{path} has no dataset {' nor '.join(absent)} (it has: "
+                                f"{', '.join(file) or 'none'}); expected `vectors` and `image_names`, as "
+                                "`rdcd extract` writes them")
+            vectors = file["vectors"]
+            if vectors.dtype.kind not in "fiu":
+                raise UserError(f"{path}: `vectors` holds {vectors.dtype}, expected float32: "
+                                "extract them again")
+            arguments = (_read_names(file, "image_names", path), vectors[()],
+                         _read_names(file, "missing", path) if "missing" in file else _no_names())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole HDF5 file ({error}); expected the file `rdcd extract` "
+                        "writes: copy or extract it again") from error
+    try:
+        return Descriptors(*arguments)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
+    if h5py.check_string_dtype(file[dataset].dtype) is None:
+        raise UserError(f"{path}: `{dataset}` holds {file[dataset].dtype}, expected byte strings: "
+                        "extract it again")
+    try:
+        return np.asarray(file[dataset].asstr("utf-8")[()], dtype=np.str_)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: `{dataset}` is not UTF-8 ({error}); extract it again") from error
+
+
+def write_descriptors(path: str | Path, descriptors: Descriptors) -> None:
+    """Write `descriptors` to an HDF5 file, whole or not at all."""
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        file["vectors"] = descriptors.vectors
+        file["image_names"] = np.char.encode(descriptors.names, "utf-8")
+        if descriptors.missing.size:
+            file["missing"] = np.char.encode(descriptors.missing, "utf-8")

@@ -1,0 +1,108 @@
+"""What a person sees while a network trains, and the ledger of pictures that failed."""
+
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rdcd.data.images import write_ledger
+from rdcd.errors import BadImage
+
+
+class Console(pl.Callback):
+    """Progress with images/s, share of time spent waiting for data, and time left; the speed is logged too.
+
+    On a terminal a live bar, elsewhere a line every `every` seconds.
+
+    Args:
+        label: what the line calls this stage.
+        global_batch: pictures a step over all ranks.
+        every: seconds between lines.
+    """
+
+    def __init__(self, label: str, *, global_batch: int, every: float = 10.0) -> None:
+        self.label, self.global_batch, self.every = label, global_batch, every
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
+        self.start = self.said = self.ended = time.monotonic()
+        self.paused = 0.0
+        self.window = [0, 0.0, time.monotonic()]  # steps, seconds waited, since when
+        self.live = trainer.is_global_zero and self.bar.console.is_terminal
+        if self.live:
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total, text="")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        self.window[1] += time.monotonic() - self.ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        now = self.ended = time.monotonic()
+        self.window[0] += 1
+        steps, waited, since = self.window
+        last = trainer.global_step == self.total
+        logging = trainer.global_step % trainer.log_every_n_steps == 0
+        saying = self.live or last or now - self.said > self.every
+        if not (logging or saying):
+            return
+        rate, wait = steps * self.global_batch / max(now - since, 1e-9), waited / max(now - since, 1e-9)
+        if logging:
+            module.log_dict({"train/images_per_s": rate, "train/data_wait": wait})
+            self.window = [0, 0.0, now]
+        if saying and trainer.is_global_zero:
+            self.said = now
+            self._say(trainer, rate, wait, now)
+
+    def _say(self, trainer, rate: float, wait: float, now: float) -> None:
+        done, metrics = trainer.global_step, trainer.callback_metrics
+        left = (now - self.start - self.paused) / max(done - self.first, 1) * (self.total - done)
+        text = (f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {done}/{self.total}, "
+                f"loss {metrics['train/loss']:.3f}, {rate:.0f} images/s, {wait:.0%} waiting for data, "
+                f"{left // 60:.0f}:{left % 60:02.0f} left")
+        if (value := metrics.get("val/uAP_SN")) is not None:
+            text += f", µAP_SN {value:.3f}"
+        if self.live:
+            self.bar.update(self.task, completed=done, text=text)
+        else:
+            print(f"{self.label}: {text}", flush=True)
+
+    def on_validation_start(self, trainer, module) -> None:
+        self.validating = time.monotonic()
+
+    def on_validation_end(self, trainer, module) -> None:
+        pause = time.monotonic() - self.validating
+        if hasattr(self, "window"):  # not when validating alone
+            self.paused += pause
+            self.ended += pause
+            self.window[2] += pause
+
+    def on_train_end(self, trainer, module) -> None:
+        self._stop()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if getattr(self, "live", False):
+            self.bar.stop()
+
+
+class Ledger(pl.Callback):
+    """Says which training pictures were unreadable, once each, and lists them in a CSV.
+
+    Args:
+        path: of the CSV `path,reason`; written when the first bad picture turns up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bad = path, {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch: dict, batch_index: int) -> None:
+        new: list[BadImage] = [error for error in batch["bad"] if error.path not in self.bad]
+        for error in new:
+            self.bad[error.path] = error
+            print(f"{error}; the next picture takes its place, {self.path} lists it", flush=True)
+        if new:
+            write_ledger(self.path, list(self.bad.values()))

@@ -1,0 +1,94 @@
+"""Training batches from a dataset root, and the benchmark that validates."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from rdcd.data.disc import Benchmark, open_benchmark, open_training
+from rdcd.data.manifest import Manifest
+from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
+from rdcd.errors import UserError
+from rdcd.evaluation.extract import picture_loader
+from rdcd.evaluation.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where pictures come from and how they are batched.
+
+    Args:
+        root: dataset root in the DISC layout, or any folder of pictures; None: `synthetic` makes one.
+        synthetic: called without arguments, draws the embedded benchmark and returns its root.
+        size: side of the training views, in pixels.
+        batch_size: pictures a step on one device.
+        workers: loader processes; None: one a core, at most eight.
+        pictures: use only the first so many training pictures; None: all.
+    """
+
+    root: str | None = None
+    synthetic: Callable[[], Path] | None = None
+    size: int = 224
+    batch_size: int = 256
+    workers: int | None = None
+    pictures: int | None = None
+
+    def open(self, protocol: Protocol) -> tuple[Path, Manifest, Benchmark | None]:
+        """Return (root, training pictures, benchmark); a plain folder of pictures has no benchmark."""
+        if self.root is None and self.synthetic is None:
+            raise UserError("data.root is not set: give data.root=DIR, a benchmark or a folder of pictures")
+        root = Path(self.root) if self.root is not None else Path(self.synthetic())
+        benchmark = open_benchmark(root, split=protocol.split) if (root / "images").is_dir() else None
+        pictures = open_training(root)
+        if self.pictures is not None:
+            kept = [pictures.path(i) for i in range(min(self.pictures, len(pictures)))]
+            pictures = Manifest(pictures.root, kept)
+        return root, pictures, benchmark
+
+    @property
+    def worker_count(self) -> int:
+        """Number of loader processes."""
+        return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders of one run.
+
+    Args:
+        pictures: the training pictures.
+        augment: recipe of the views.
+        settings: batch size and workers.
+        protocol: how validation pictures are resized.
+        benchmark: None: no validation.
+        validation_size: side of validation pictures, in pixels.
+        seed: of order and views.
+    """
+
+    def __init__(self, pictures: Manifest, augment: Augment, *, settings: DataSettings, protocol: Protocol,
+                 benchmark: Benchmark | None, validation_size: int, seed: int) -> None:
+        super().__init__()
+        self.views = TwoViews(pictures, augment, seed=seed)
+        self.settings, self.protocol, self.benchmark = settings, protocol, benchmark
+        self.validation_size, self.seed = validation_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of `collate_views`, in the order of `EpochSampler`."""
+        trainer = self.trainer
+        sampler = EpochSampler(len(self.views), batch_size=self.settings.batch_size, seed=self.seed,
+                               rank=trainer.global_rank if trainer else 0,
+                               world_size=trainer.world_size if trainer else 1)
+        workers = self.settings.worker_count
+        return DataLoader(self.views, sampler=sampler, batch_size=self.settings.batch_size, num_workers=workers,
+                          collate_fn=collate_views, drop_last=True, persistent_workers=workers > 0,
+                          pin_memory=trainer is not None and trainer.accelerator.name() == "cuda")
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Queries, references and background of the benchmark."""
+        if self.benchmark is None:
+            return []
+        b = self.benchmark
+        return [picture_loader(role, size=self.validation_size, resize=self.protocol.resize,
+                               workers=self.settings.worker_count) for role in (b.queries, b.references, b.background)]

@@ -1,0 +1,108 @@
+"""The Lightning module: one step of an objective, and the benchmark's µAP as validation."""
+
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from rdcd.data.disc import Benchmark
+from rdcd.errors import UserError
+from rdcd.evaluation.extract import assemble
+from rdcd.evaluation.protocols import Protocol
+from rdcd.models.student import Student
+from rdcd.training.collectives import gather, gather_objects
+from rdcd.training.optim import sgd
+from rdcd.training.spread import effective_rank
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The recipe of METHOD §3; lr is for a global batch of 256."""
+
+    lr: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    warmup_epochs: float = 5.0
+
+
+class CopyDetection(pl.LightningModule):
+    """Trains a student under an objective.
+
+    Checkpoints hold `student.*`, `objective.*` (momentum encoder, queues), never the teacher, and
+    under `card` what is needed to use the student.
+
+    Args:
+        student: the network.
+        objective: `rdcd.training.objectives`.
+        optimization: learning rate and its like.
+        epochs, steps_per_epoch, global_batch: length and width of the run.
+        card: plain dict that travels in checkpoints.
+        benchmark, protocol: what validation measures; None: no validation.
+        channels_last: memory format of pictures and weights.
+    """
+
+    def __init__(self, *, student: Student, objective: torch.nn.Module, optimization: Optimization, epochs: int,
+                 steps_per_epoch: int, global_batch: int, card: dict, benchmark: Benchmark | None = None,
+                 protocol: Protocol | None = None, channels_last: bool = False) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+        self.optimization, self.card = optimization, card
+        self.epochs, self.steps_per_epoch, self.global_batch = epochs, steps_per_epoch, global_batch
+        self.benchmark, self.protocol = benchmark, protocol
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+        self._extracted: list = []
+
+    def configure_optimizers(self):
+        o = self.optimization
+        optimizer, schedule = sgd(
+            [p for p in self.student.parameters() if p.requires_grad], lr=o.lr, global_batch=self.global_batch,
+            total_steps=self.epochs * self.steps_per_epoch, warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
+            momentum=o.momentum, weight_decay=o.weight_decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def prepare(self, pictures: Tensor) -> Tensor:
+        """Turn uint8 pictures [B, 3, H, W] into floats in [0, 1] in the run's memory format."""
+        return (pictures.float() / 255).contiguous(memory_format=self.memory_format)
+
+    def training_step(self, batch: dict, batch_index: int) -> Tensor:
+        outcome = self.objective(self.student, self.prepare(batch["query"]), self.prepare(batch["key"]),
+                                 batch["index"], gather)
+        if not torch.isfinite(outcome.total):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in outcome.terms.items())
+            raise UserError(f"the loss is not finite at step {self.global_step} ({values}): lower trainer.lr "
+                            f"(now {self.optimization.lr:g}) or lengthen trainer.warmup_epochs")
+        self.log("train/loss", outcome.total, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in outcome.terms.items()})
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict({"train/effective_rank_h": effective_rank(outcome.embedding.features),
+                           "train/effective_rank_z": effective_rank(outcome.embedding.descriptors),
+                           "train/lr": self.optimizers().param_groups[0]["lr"]})
+        return outcome.total
+
+    def validation_step(self, batch: list, batch_index: int, dataloader_idx: int = 0) -> None:
+        for indices, pictures in batch[0]:
+            descriptors = self.student.embed(self.prepare(pictures)).cpu().numpy()
+            self._extracted.append((dataloader_idx, indices, descriptors))
+        self._extracted += [(dataloader_idx, [index], None) for index, _ in batch[1]]
+
+    def on_validation_epoch_end(self) -> None:
+        from rdcd.evaluation.score import score_descriptors
+
+        parts = [part for rank in gather_objects(self._extracted) for part in rank]
+        self._extracted = []
+        roles = (self.benchmark.queries, self.benchmark.references, self.benchmark.background)
+        query, reference, background = (
+            assemble(role, [(indices, vectors) for loader, indices, vectors in parts if loader == i], self.student.dim)
+            for i, role in enumerate(roles))
+        rows = score_descriptors(query, reference, background, self.benchmark.pairs, codecs=["Flat"],
+                                 score_norms=self.protocol.score_norms, candidates=self.protocol.candidates,
+                                 k=self.protocol.k)
+        for row in rows:
+            suffix = "_SN" if row.score_norm else ""
+            self.log(f"val/uAP{suffix}", row.metrics.uAP, prog_bar=True, sync_dist=False, rank_zero_only=False)
+            self.log(f"val/recall_at_p90{suffix}", row.metrics.recall_at_p90)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["card"] = self.card

@@ -1,0 +1,146 @@
+"""What a network is trained for: the losses, with the state they need (METHOD §2, §3).
+
+An objective is a module called once a step with both views; it returns the weighted total and its
+terms. Gathering over ranks is injected: `gather(x)` returns the rows of all ranks in rank order.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdcd.errors import UserError
+from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
+from rdcd.losses.hard_negative import hardest_similarity
+from rdcd.models.momentum import MomentumEncoder
+from rdcd.models.queue import DescriptorQueue
+from rdcd.models.student import Embedding, Student
+from rdcd.models.teacher import Teacher, Unregistered
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def alone(rows: Tensor) -> Tensor:
+    """Gather of a single process: the identity."""
+    return rows
+
+
+class Outcome(NamedTuple):
+    """`total` takes the gradient; `terms` are unweighted; `embedding` is of the query views."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    embedding: Embedding
+
+
+class RDCD(Unregistered, nn.Module):
+    """λ_con·(L_con + λ_HN·L_HN) + λ_rel·L_rel (METHOD §2).
+
+    The teacher sees the query view only; queues are read before, and written after, the losses.
+
+    Args:
+        student: the network in training; its copy becomes the momentum encoder.
+        teacher: frozen; None only with `relational_weight=0`.
+        queue_size: K of both queues.
+        momentum: of the key encoder.
+        temperature: τ of the contrastive term.
+        contrastive_weight, hard_negative_weight, relational_weight: λ_con, λ_HN, λ_rel; a term of
+            weight 0 is not computed.
+        hard_negative_form, hard_negative_epsilon: see `hard_negative_loss`.
+        student_temperature, teacher_temperature, append_batch, append_own: see `relational_loss`.
+
+    Raises:
+        UserError: teacher and student disagree on the size of h, or there is no teacher to follow.
+    """
+
+    def __init__(self, student: Student, teacher: Teacher | None, *, queue_size: int = 65536, momentum: float = 0.99,
+                 temperature: float = 0.07, contrastive_weight: float = 1.0, hard_negative_weight: float = 5.0,
+                 relational_weight: float = 1.0, hard_negative_form: str = "tangent",
+                 hard_negative_epsilon: float = 1e-3, student_temperature: float = 0.04,
+                 teacher_temperature: float = 0.04, append_batch: bool = False, append_own: bool = False) -> None:
+        super().__init__()
+        self.contrastive_weight, self.hard_negative_weight = contrastive_weight, hard_negative_weight
+        self.relational_weight = relational_weight
+        self.contrastive = {"temperature": temperature}
+        self.hard_negative = {"form": hard_negative_form, "epsilon": hard_negative_epsilon}
+        self.relational = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature,
+                           "append_batch": append_batch, "append_own": append_own}
+        kd_dim = student.architecture["kd_dim"]
+        if relational_weight and teacher is None:
+            raise UserError("loss=rdcd follows a teacher: give teacher=…, or set loss.relational_weight=0")
+        if relational_weight and teacher.dim != kd_dim:
+            raise UserError(f"student.kd_dim={kd_dim} but the teacher's descriptors have {teacher.dim} numbers: "
+                            f"leave student.kd_dim=null to follow the teacher")
+        if relational_weight:
+            self.use("teacher", teacher)
+            self.teacher_queue = DescriptorQueue(queue_size, teacher.dim)
+        if contrastive_weight:
+            self.key_encoder = MomentumEncoder(student, momentum=momentum)
+            self.student_queue = DescriptorQueue(queue_size, student.dim)
+
+    def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
+                gather: Gather = alone) -> Outcome:
+        """Compute the loss of one batch.
+
+        Args:
+            student: the online network (or its parallel wrapper).
+            query, key: the two views, [B, 3, S, S] in [0, 1].
+            pictures: int [B], which picture each row shows (unused here: the queue has no labels).
+            gather: rows of all ranks.
+        """
+        if self.contrastive_weight:
+            self.key_encoder.update(getattr(student, "module", student))
+            keys = self.key_encoder(key).descriptors
+        embedding = student(query)
+        total, terms = embedding.descriptors.new_zeros(()), {}
+        if self.contrastive_weight:
+            queue, valid = self.student_queue.features, self.student_queue.valid
+            terms["contrastive"] = contrastive_loss(embedding.descriptors, keys, queue, valid=valid, **self.contrastive)
+            total = total + self.contrastive_weight * terms["contrastive"]
+            if self.hard_negative_weight:
+                terms["hard_negative"] = hard_negative_loss(embedding.descriptors, queue, valid=valid,
+                                                            **self.hard_negative)
+                total = total + self.contrastive_weight * self.hard_negative_weight * terms["hard_negative"]
+            with torch.no_grad():
+                terms["nearest_negative"] = hardest_similarity(embedding.descriptors, queue, valid).mean()
+        if self.relational_weight:
+            targets = self.teacher(query)
+            terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,
+                                                  valid=self.teacher_queue.valid, **self.relational)
+            total = total + self.relational_weight * terms["relational"]
+            self.teacher_queue.enqueue(gather(targets))
+        if self.contrastive_weight:
+            self.student_queue.enqueue(gather(keys))
+        return Outcome(total, terms, embedding)
+
+
+class SSCD(nn.Module):
+    """InfoNCE over the batch's 2N views plus λ·KoLeo (Pizzi et al. 2022; METHOD §3).
+
+    Args:
+        student: the network in training.
+        teacher: not used; every objective is built with the same two networks.
+        temperature: τ.
+        entropy_weight: λ, 30 as published, 10 for new trunks.
+    """
+
+    def __init__(self, student: Student, teacher: Teacher | None = None, *, temperature: float = 0.05,
+                 entropy_weight: float = 30.0) -> None:
+        super().__init__()
+        self.options = {"temperature": temperature, "entropy_weight": entropy_weight}
+
+    def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
+                gather: Gather = alone) -> Outcome:
+        """Compute the loss of one batch; arguments as in `RDCD.forward`."""
+        both = student(torch.cat([query, key]))
+        labels = torch.cat([pictures, pictures])
+        everyone, every_label = gather(both.descriptors), gather(labels)
+        offset = 0 if len(everyone) == len(labels) else torch.distributed.get_rank() * len(labels)
+        contrastive, entropy = sscd_loss(both.descriptors, labels, everyone, every_label, offset=offset, **self.options)
+        with torch.no_grad():
+            others = both.descriptors @ both.descriptors.T
+            others = others.masked_fill(labels[:, None] == labels[None, :], -1.0)
+        return Outcome(contrastive + entropy, {"contrastive": contrastive, "entropy": entropy,
+                                               "nearest_negative": others.amax(dim=1).mean()},
+                       Embedding(both.features[:len(query)], both.descriptors[:len(query)]))

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Tests: sets up what is missing, then runs pytest in the checkout's folder.
+#   sh scripts/test.sh                       the whole suite
+#   sh scripts/test.sh tests/data -k folder  any arguments of pytest
+set -eu
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+python=$(sh "$root/scripts/setup.sh" test)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" # this checkout, whatever else is installed
+
+set -- -m pytest "$@"
+printf 'rdcd: in %s: python %s\n' "$root" "$*" >&2
+cd "$root"
+exec "$python" "$@"
