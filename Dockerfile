@@ -1,12 +1,12 @@
 # docker build -t rdcd .
 # docker build -t rdcd --build-arg BASE=python:3.12-slim .
-# The wheels bring the CUDA libraries; a CUDA base adds the check, at start, that the host's driver is new enough.
-# docker run --rm --gpus all --ipc=host -v "$PWD/data:/data:ro" -v "$PWD/runs:/home/rdcd/work/runs" rdcd sh train.sh
-# Mounted folders must be writable for the image's user: build with --build-arg UID="$(id -u)".
+# docker run --rm --gpus all --ipc=host -v "$PWD/runs:/home/rdcd/work/runs" rdcd sh train.sh
+# The wheels bring the CUDA libraries; a CUDA base adds the check that the host's driver is new enough.
+# Mounted folders must be writable for the image's user: build with --build-arg USER_ID="$(id -u)".
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 FROM ${BASE}
 
-ARG UID=1000
+ARG USER_ID=1000
 ENV DEBIAN_FRONTEND=noninteractive \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -22,10 +22,10 @@ RUN set -- libmagic1 \
     && apt-get update \
     && apt-get install --yes --no-install-recommends "$@" \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --home-dir "$HOME" --non-unique --uid "$UID" --shell /bin/sh rdcd \
-    && install --directory --owner="$UID" /home/rdcd/work
+    && useradd --create-home --home-dir "$HOME" --non-unique --uid "$USER_ID" --shell /bin/sh rdcd \
+    && install --directory --owner="$USER_ID" /home/rdcd/work
 
-USER ${UID}
+USER ${USER_ID}
 WORKDIR /home/rdcd/work
 
 # The large layer: remade only when the requirements change.

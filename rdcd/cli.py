@@ -82,9 +82,7 @@ def _run(command: str, overrides: list[str]) -> int:
             cause = error.__cause__
             if isinstance(cause, UserError):
                 raise SystemExit(_fail(str(cause))) from None
-            if isinstance(cause, KeyboardInterrupt):
-                raise cause
-            raise
+            raise cause or error from None
 
     sys.argv = [f"rdcd {command}", *overrides, *QUIET]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace

@@ -20,8 +20,8 @@ files=$(cd "$root" && cat requirements.txt pyproject.toml setup.py | cksum)
 
 # Learns the version, prefix and full name of interpreter $1; fails where it does not run.
 inspect() {
-    facts=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2]); print(sys.prefix); print(sys.executable)' \
-        2>/dev/null) || return 1
+    facts='import sys; print("%d.%d\n%s\n%s" % (sys.version_info[:2] + (sys.prefix, sys.executable)))'
+    facts=$("$1" -c "$facts" 2>/dev/null) || return 1
     { IFS= read -r version && IFS= read -r prefix && IFS= read -r executable; } <<EOF
 $facts
 EOF
@@ -29,7 +29,7 @@ EOF
 }
 supported() { case $version in 3.10 | 3.11 | 3.12 | 3.13) ;; *) return 1 ;; esac; }
 
-# Is $python complete? What this script installed, its record knows; of another environment, its packages tell.
+# Is $python complete? Its record knows what this script installed; without one, its packages tell.
 ready() {
     inspect "$python" || return 1
     supported || fail "$python is Python $version; rdcd needs 3.10 to 3.13. $mend"
@@ -47,19 +47,22 @@ ready() {
 # Sets base to a Python that can make an environment.
 find_base() {
     refused=
-    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11 python3.10; fi
+    set -- python3 python3.13 python3.12 python3.11 python3.10
+    [ -z "${PYTHON:-}" ] || set -- "$PYTHON"
     for base in "$@"; do
         if ! inspect "$base"; then
             [ -z "${PYTHON:-}" ] || refused=" PYTHON=$PYTHON does not run;"
         elif ! supported; then
             refused="$refused $base is $version;"
         elif ! "$base" -c 'import ensurepip, venv' 2>/dev/null; then
-            refused="$refused $base ($version) lacks the venv module, on Debian and Ubuntu: apt-get install python$version-venv;"
+            refused="$refused $base ($version) lacks the venv module, on Debian and Ubuntu the package"
+            refused="$refused python$version-venv;"
         else
             return 0
         fi
     done
-    fail "no Python to make an environment with:${refused:- none on the PATH;} install Python 3.10 to 3.13, or name one: PYTHON=/path/to/python3 sh …"
+    fail "no Python to make an environment with:${refused:- none on the PATH;}" \
+        "install Python 3.10 to 3.13 with venv, or name one: PYTHON=/path/to/python3 sh …"
 }
 
 # One set-up at a time for one environment; a lock whose owner has died is taken over.
@@ -71,7 +74,8 @@ lock() {
         if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
             rm -rf "$lock"
         else
-            [ -n "$told" ] || say "waiting for another set-up${owner:+ (process $owner)}; if there is none: rm -r $lock"
+            [ -n "$told" ] ||
+                say "waiting for another set-up${owner:+ (process $owner)}; if there is none: rm -r $lock"
             told=1
             sleep 1
         fi

@@ -29,7 +29,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"size={self.size}: expected the side of a view in pixels, 1 or more; try size=224")
+            raise UserError(f"size={self.size}: expected the side of a view in pixels, 1 or more; "
+                            "try size=224")
         for probability, op in self.steps:
             if not 0 <= probability <= 1:
                 raise UserError(f"probability {probability} of {op}: expected 0 to 1")
@@ -55,7 +56,8 @@ def advanced(size: int = 224) -> Recipe:
     Raises:
         UserError: AugLy's fonts or emoji are not found, or `size` is out of range.
     """
-    assets.typefaces(), assets.emoji_files()  # a missing asset is told now, not from inside a loader worker
+    assets.typefaces()  # both calls: a missing asset is told now, not from inside a loader worker
+    assets.emoji_files()
     return Recipe(size=size, steps=(
         (0.5, ops.HorizontalFlip()),
         (0.05, ops.QuarterTurn()),

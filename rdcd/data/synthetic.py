@@ -49,8 +49,8 @@ def draw_picture(seed: int, *, size: int = 160) -> Image.Image:
         size: longest side in pixels, 16 to 1024; the other is 3/4 of it or more.
 
     Returns:
-        An RGB picture. Two sizes of one seed are two pictures of one scene. Across versions of
-        Pillow, NumPy and processors a pixel may differ by rounding.
+        An RGB picture. Two sizes of one seed show one scene. Other builds of Pillow or NumPy, or
+        another processor, may round a pixel or set a letter differently.
 
     Raises:
         UserError: `seed` or `size` is no integer or out of range.

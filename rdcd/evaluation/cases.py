@@ -79,7 +79,7 @@ def correct_rows(matches: Matches, pairs: Sequence[tuple[str, str]]) -> np.ndarr
     """Return bool [m]: which rows of `matches` are in the ground truth `pairs`."""
     truth = set(pairs)
     rows = zip(matches.queries.tolist(), matches.references.tolist(), strict=True)
-    return np.fromiter((row in truth for row in rows), dtype=bool, count=len(matches.scores))
+    return np.fromiter((row in truth for row in rows), dtype=bool, count=len(matches))
 
 
 def best_matches(matches: Matches, pairs: Sequence[tuple[str, str]], n: int) -> list[Outcome]:

@@ -86,7 +86,7 @@ def pr_points(result: ModelResult, pairs: Sequence[tuple[str, str]]) -> tuple[np
     The last point of at least 90 % precision is always kept.
     """
     matches = result.headline.matches
-    if not len(matches.scores) or not pairs:
+    if not len(matches) or not pairs:
         return np.empty(0), np.empty(0)
     precision, recall, _ = precision_recall(matches, pairs)
     hits = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
@@ -175,7 +175,7 @@ def _draw_panel(axes: Axes, title: str, series: Mapping[str, Series], palette: P
 def _style(axes: Axes, palette: Palette) -> Axes:
     axes.grid(color=palette.grid, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=palette.ink, labelsize=9, length=0, pad=6)
+    axes.tick_params(which="both", colors=palette.ink, labelsize=9, length=0, pad=6)
     axes.xaxis.label.set(color=palette.ink, fontsize=9)
     axes.yaxis.label.set(color=palette.ink, fontsize=9)
     for side, spine in axes.spines.items():

@@ -62,7 +62,8 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
         sections.append(("edits", "By edit", _families(outcomes, families, headline)))
     if n_pictures:
         sections += galleries(results[0], pairs, outcomes, image_path, n_pictures)
-    sections += [("models", "Models", _models(results)), ("provenance", "Provenance", _provenance(provenance))]
+    sections += [("models", "Models", _models(results)),
+                 ("provenance", "Provenance", _provenance(provenance))]
     write_text(path, SKELETON.substitute(
         title=text(title), style=STYLE, lead=_lead(protocol, results, pairs),
         contents="".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in sections),
@@ -73,12 +74,12 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
 
 
 def _lead(protocol: str, results: Sequence[ModelResult], pairs: Sequence[tuple[str, str]]) -> str:
-    rules = sorted({row.candidates for result in results for row in result.rows})
-    explained = "; ".join(f"<b>{text(rule)}</b>" + (f", {CANDIDATES[rule]}" if rule in CANDIDATES else "")
-                          for rule in rules)
+    rules = {row.candidates for result in results for row in result.rows}
+    said = "".join(f" Candidates {rule}: {CANDIDATES.get(rule, 'a rule of its own')}."
+                   for rule in sorted(rules) if rule not in protocol)
     matches = results[0].headline.matches
-    return (f"Protocol <b>{text(protocol)}</b>. Candidates {explained}. {len(pairs):,} ground-truth pairs, "
-            f"{len(matches.scores):,} scored pairs of {len(set(matches.queries.tolist())):,} queries.")
+    return text(f"Protocol {protocol}.{said} {len(pairs):,} ground-truth pairs, {len(matches):,} scored "
+                f"pairs of {len(set(matches.queries.tolist())):,} queries.")
 
 
 def _scores(results: Sequence[ModelResult]) -> str:
@@ -127,7 +128,7 @@ def _score_row(result: ModelResult, i: int) -> str:
 
 
 def _precision_recall(results: Sequence[ModelResult], pairs: Sequence[tuple[str, str]]) -> str:
-    if not pairs or not any(len(result.headline.matches.scores) for result in results):
+    if not pairs or not any(len(result.headline.matches) for result in results):
         return empty("No scored pairs or no ground truth, hence no curve.")
     alt = "Precision over recall. " + " ".join(
         f"{text(result.name)}: {metric_name(result.headline.score_norm)} "
@@ -153,8 +154,8 @@ def _families(outcomes: Sequence[Outcome], families: Mapping[str, Sequence[str]]
     threshold = row.metrics.threshold_at_p90
     groups = [_family_row(group, "") for group in by_family(known, families, threshold)]
     total = _family_row(score_group("all of these", known, threshold), "total")
-    return f"""<p class="note">Queries with a true reference, by the edits that made them, hardest first. A query
-counts under each of its edits.</p>
+    return f"""<p class="note">Queries with a true reference, by the edits that made them, hardest first.
+A query counts under each of its edits.</p>
 <div class="scroll"><table><thead><tr><th scope="col">edit</th><th scope="col" class="n">queries</th>
 <th scope="col">accuracy@1, %</th><th scope="col">recall at the P90 threshold, %</th></tr></thead><tbody>
 {total}{"".join(groups)}</tbody></table></div>"""
@@ -167,8 +168,8 @@ def _family_row(group: FamilyScore, kind: str) -> str:
         return (f'<div class="bar {colour}"><i><i style="width:{100 * share:.1f}%"></i></i>'
                 f"<span>{percent(share)}</span></div>")
 
-    return (f'<tr class="{kind}"><th scope="row">{text(group.family)}</th><td class="n">{group.queries:,}</td>'
-            f'<td class="share">{bar(group.accuracy_at_1, "first")}</td>'
+    return (f'<tr class="{kind}"><th scope="row">{text(group.family)}</th>'
+            f'<td class="n">{group.queries:,}</td><td class="share">{bar(group.accuracy_at_1, "first")}</td>'
             f'<td class="share">{bar(group.recall, "second")}</td></tr>\n')
 
 

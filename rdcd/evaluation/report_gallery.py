@@ -44,16 +44,19 @@ def galleries(result: ModelResult, pairs: Sequence[tuple[str, str]], outcomes: S
         return f'<p class="note">{note}: {of}.</p>\n' + (_fold(cards, kind) if cards else empty(nothing))
 
     return [
-        ("best", "Best matches", page("Correct pairs of highest score", best, "No candidate is a correct pair.")),
+        ("best", "Best matches",
+         page("Correct pairs of highest score", best, "No candidate is a correct pair.")),
         ("false-alarms", "Worst false alarms",
          page("Wrong pairs of highest score, one per query", alarms, "No candidate is a wrong pair.")),
-        ("misses", "Misses", page("True pairs whose reference was not found or ranks lowest", missed,
-                                  "Every true reference ranks first.", " three")),
+        ("misses", "Misses",
+         page("True pairs whose reference was not found or ranks lowest", missed,
+              "Every true reference ranks first.", " three")),
     ]
 
 
 def _best(case: Outcome, thumbnail: Thumbnail) -> str:
-    return _card({"query": case.query, "match": case.reference}, f"score <b>{score(case.score)}</b>", thumbnail)
+    caption = f"score <b>{score(case.score)}</b>"
+    return _card({"query": case.query, "match": case.reference}, caption, thumbnail)
 
 
 def _alarm(case: Outcome, true: list[str], thumbnail: Thumbnail) -> str:
@@ -96,7 +99,8 @@ def _picture(role: str, picture: str, thumbnail: Thumbnail) -> str:
     label = f"{role} {text(picture)}"
     if source is None:
         why = text(reason)
-        return f'<div class="missing" role="img" title="{why}" aria-label="{label}: {why}"><span>{why}</span></div>'
+        return (f'<div class="missing" role="img" title="{why}" aria-label="{label}: {why}">'
+                f"<span>{why}</span></div>")
     return f'<img src="{source}" alt="{label}" loading="lazy" decoding="async">'
 
 

@@ -40,21 +40,20 @@ STYLE = """
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --well: #f0f1f3; --ink: #1c232b; --soft: #5a6673; --line: #dfe3e8;
   --accent: #1f5fa8; --tint: #eaf1f9; --good: #16794c; --bad: #b3322b;
-  --line-0: #1f5fa8; --line-1: #c2570c; --line-2: #16794c; --line-3: #7a3fb0; --line-4: #a8326a; --line-5:
-    #5b6673;
+  --line-0: #1f5fa8; --line-1: #c2570c; --line-2: #16794c; --line-3: #7a3fb0; --line-4: #a8326a;
+  --line-5: #5b6673;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14181d; --card: #1b2027; --well: #252c35; --ink: #e4e8ec; --soft: #9aa6b2; --line: #313a45;
     --accent: #7db4f0; --tint: #1d2d40; --good: #62c596; --bad: #f0857d;
-    --line-0: #7db4f0; --line-1: #f2a065; --line-2: #62c596; --line-3: #c09bea; --line-4: #ee8fb8; --line-5:
-      #a5b0bb;
-  }
+    --line-0: #7db4f0; --line-1: #f2a065; --line-2: #62c596; --line-3: #c09bea; --line-4: #ee8fb8;
+    --line-5: #a5b0bb; }
 }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: var(--paper); color:
-  var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: var(--paper);
+  color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 a { color: var(--accent); }
 h1 { margin: 0 0 .5rem; font-size: clamp(1.6rem, 4vw, 2.3rem); line-height: 1.15; letter-spacing: -.015em;
@@ -68,22 +67,22 @@ section { margin-top: 3rem; }
 .lead { max-width: 50rem; overflow-wrap: anywhere; }
 .note { color: var(--soft); max-width: 50rem; }
 .none { padding: 1rem 1.1rem; border: 1px dashed var(--line); border-radius: 8px; color: var(--soft); }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding-top: .6rem; border-top: 1px solid
-  var(--line); }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding-top: .6rem;
+  border-top: 1px solid var(--line); }
 nav a { text-decoration: none; font-size: .9rem; }
 nav a:hover, nav a:focus { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1rem
-  0 1.5rem; }
-.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem
-  1rem; min-width: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem;
+  margin: 1rem 0 1.5rem; }
+.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .9rem 1rem; min-width: 0; }
 .tile b { display: block; font-size: 1.9rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; }
 .tile span { font-size: .85rem; }
 .tile small { display: block; color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .8rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align:
-  baseline; }
+th, td { padding: .45rem .8rem; text-align: left; border-bottom: 1px solid var(--line);
+  vertical-align: baseline; }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowrap; }
 tbody th { font-weight: 600; overflow-wrap: break-word; max-width: 16rem; }
 td code { white-space: nowrap; }
@@ -100,8 +99,7 @@ tr.total th, tr.total td { border-bottom: 2px solid var(--line); }
 code, pre, .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace;
   font-size: .85em; }
 pre { margin: 0; padding: .8rem 1rem; background: var(--well); border-radius: 6px; overflow-x: auto;
-  white-space: pre-wrap;
-  overflow-wrap: anywhere; }
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 code, .name { overflow-wrap: anywhere; }
 .name { unicode-bidi: isolate; }
 details { margin: .6rem 0; }
@@ -109,19 +107,19 @@ summary { cursor: pointer; color: var(--accent); font-size: .92rem; padding: .2r
 dl { display: grid; grid-template-columns: minmax(6rem, auto) minmax(0, 1fr); gap: .25rem 1rem; margin: 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-.models, .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+.models, .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
   gap: .8rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
-.figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; margin:
-  0; }
+.figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem;
+  margin: 0; }
 .figure.wide { max-width: 42rem; }
 .figure figcaption { color: var(--soft); font-size: .85rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15.5rem), 1fr)); gap:
-  .8rem; margin: .8rem 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15.5rem), 1fr));
+  gap: .8rem; margin: .8rem 0; }
 .gallery.three { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.case { margin: 0; padding: .6rem; background: var(--card); border: 1px solid var(--line); border-radius:
-  8px; }
+.case { margin: 0; padding: .6rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; }
 .case .row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: .5rem; }
 .case figcaption { margin-top: .45rem; font-size: .83rem; color: var(--soft); overflow-wrap: anywhere; }
 .case figcaption b { color: var(--ink); font-variant-numeric: tabular-nums; }
@@ -129,9 +127,8 @@ svg text { font-family: inherit !important; }
 .thumb img, .thumb .missing { display: flex; width: 100%; aspect-ratio: 1; background: var(--well);
   border-radius: 4px; }
 .thumb img { object-fit: contain; }
-.thumb .missing { padding: .4rem; align-items: center; justify-content: center; text-align: center; overflow:
-  hidden;
-  color: var(--soft); border: 1px dashed var(--line); overflow-wrap: anywhere; }
+.thumb .missing { padding: .4rem; align-items: center; justify-content: center; text-align: center;
+  overflow: hidden; color: var(--soft); border: 1px dashed var(--line); overflow-wrap: anywhere; }
 .thumb .missing span { max-height: 100%; }
 .thumb .role { display: block; margin-top: .3rem; color: var(--soft); }
 .thumb .role.good { color: var(--good); }
@@ -140,8 +137,8 @@ svg text { font-family: inherit !important; }
 footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line); color: var(--soft);
   font-size: .85rem; }
 @media (max-width: 34rem) { body { padding-top: 1.4rem; } th, td { padding: .4rem .5rem; } }
-@media print { body { max-width: none; } .case, .tile, .figure, .card { break-inside: avoid; } nav { display:
-  none; } }
+@media print { body { max-width: none; } .case, .tile, .figure, .card { break-inside: avoid; }
+  nav { display: none; } }
 """
 
 

@@ -200,7 +200,7 @@ def metrics_table(rows: Sequence[dict[str, object]], *, title: str | None = None
     table = Table(title=title)
     for name in rows[0]:
         justify = "right" if name in heads else "left"
-        table.add_column(heads.get(name, name.replace("_", " ")), justify=justify)
+        table.add_column(heads.get(name, name.replace("_", " ")), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
     return table

@@ -17,7 +17,7 @@ from rdcd.errors import UserError
 from rdcd.retrieval.descriptors import Descriptors
 
 CANDIDATES = ("per_query", "global")
-_QUERIES = 1024  # queries searched at a time
+_QUERIES = 4096  # queries searched at a time
 _PAIRS = 1 << 22  # scores held at a time by the search over all pairs
 _RESCORED = 1 << 14  # pairs scored again at a time
 _SPARE = 16  # proposals beyond k

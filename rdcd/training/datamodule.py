@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, open_benchmark, open_training
@@ -14,6 +15,11 @@ from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError
 from rdcd.evaluation.extract import picture_loader
 from rdcd.evaluation.protocols import Protocol
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class DataSettings:
         synthetic: called without arguments, draws the embedded benchmark and returns its root.
         size: side of the training views, in pixels.
         batch_size: pictures a step on one device.
-        workers: loader processes; None: one a core, at most eight.
+        workers: loader processes; None: the cores that computing leaves free, at most eight.
         pictures: use only the first so many training pictures; None: all.
     """
 
@@ -51,7 +57,11 @@ class DataSettings:
     @property
     def worker_count(self) -> int:
         """Number of loader processes."""
-        return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
+        if self.workers is not None:
+            return self.workers
+        cores = available_cores()
+        computing = 0 if torch.cuda.is_available() else torch.get_num_threads()
+        return min(max(cores - computing, 1), 8)
 
 
 class DataModule(pl.LightningDataModule):

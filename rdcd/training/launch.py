@@ -1,7 +1,9 @@
 """From settings to a run folder: the teacher, the student, the table and the page (`rdcd train`)."""
 
+import logging
 import random
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +29,7 @@ from rdcd.models.student import Student, parameter_count
 from rdcd.models.teacher import Teacher
 from rdcd.models.weights import load_student, read_checkpoint, save_student
 from rdcd.training.console import Console, Ledger
-from rdcd.training.datamodule import DataModule, DataSettings
+from rdcd.training.datamodule import DataModule, DataSettings, available_cores
 from rdcd.training.module import CopyDetection, Optimization
 
 __all__ = ["TrainerSettings", "TeacherFile", "TrainedHere", "find_run", "train"]
@@ -45,6 +47,8 @@ class TrainerSettings:
         precision: Lightning's, `32-true`, `bf16-mixed` or `16-mixed`.
         accelerator: Lightning's, `auto`, `cpu` or `gpu`.
         channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
+        threads: torch's compute threads on a CPU; None: half the cores, so that loader workers have the
+            others (compute threads that wait for a core taken by a worker slow each other several times).
     """
 
     epochs: int = 100
@@ -54,6 +58,7 @@ class TrainerSettings:
     precision: str = "32-true"
     accelerator: str = "auto"
     channels_last: bool | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
         UserError: settings that cannot work, each said.
     """
     started = time.monotonic()
+    if _device(trainer) == "cpu":
+        torch.set_num_threads(trainer.threads or max(available_cores() // 2, 1))
     folder = find_run(resume) if resume else _new_folder(run_dir, name)
     config = provenance.run_config()
     if config and not resume:
@@ -207,6 +214,7 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
     if modules.benchmark is not None:
         callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor="val/uAP_SN", mode="max",
                                          enable_version_counter=False))
+    _quiet()
     lightning = pl.Trainer(
         max_epochs=settings.epochs, accelerator=settings.accelerator, devices=1, precision=settings.precision,
         logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
@@ -232,6 +240,12 @@ def _channels_last(settings: TrainerSettings, student: Student) -> bool:
 
 def _device(settings: TrainerSettings) -> str:
     return "cpu" if settings.accelerator == "cpu" else default_device()
+
+
+def _quiet() -> None:
+    """Silence what Lightning says to everyone: advertisements, absent accelerators, its own deprecations."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
 def _seed(seed: int) -> None:

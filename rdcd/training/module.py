@@ -73,6 +73,7 @@ class CopyDetection(pl.LightningModule):
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in outcome.terms.items())
             raise UserError(f"the loss is not finite at step {self.global_step} ({values}): lower trainer.lr "
                             f"(now {self.optimization.lr:g}) or lengthen trainer.warmup_epochs")
+        self._remember = outcome.remember
         self.log("train/loss", outcome.total, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in outcome.terms.items()})
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -80,6 +81,9 @@ class CopyDetection(pl.LightningModule):
                            "train/effective_rank_z": effective_rank(outcome.embedding.descriptors),
                            "train/lr": self.optimizers().param_groups[0]["lr"]})
         return outcome.total
+
+    def on_after_backward(self) -> None:
+        self._remember()
 
     def validation_step(self, batch: list, batch_index: int, dataloader_idx: int = 0) -> None:
         for indices, pictures in batch[0]:

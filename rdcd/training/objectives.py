@@ -27,17 +27,22 @@ def alone(rows: Tensor) -> Tensor:
 
 
 class Outcome(NamedTuple):
-    """`total` takes the gradient; `terms` are unweighted; `embedding` is of the query views."""
+    """One step's loss.
+
+    `total` takes the gradient; `terms` are unweighted; `embedding` is of the query views; `remember`
+    writes the queues, to be called after the backward pass, which still reads them.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
     embedding: Embedding
+    remember: Callable[[], None]
 
 
 class RDCD(Unregistered, nn.Module):
     """λ_con·(L_con + λ_HN·L_HN) + λ_rel·L_rel (METHOD §2).
 
-    The teacher sees the query view only; queues are read before, and written after, the losses.
+    The teacher sees the query view only; queues are read before they are written.
 
     Args:
         student: the network in training; its copy becomes the momentum encoder.
@@ -109,10 +114,14 @@ class RDCD(Unregistered, nn.Module):
             terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,
                                                   valid=self.teacher_queue.valid, **self.relational)
             total = total + self.relational_weight * terms["relational"]
-            self.teacher_queue.enqueue(gather(targets))
-        if self.contrastive_weight:
-            self.student_queue.enqueue(gather(keys))
-        return Outcome(total, terms, embedding)
+
+        def remember() -> None:
+            if self.relational_weight:
+                self.teacher_queue.enqueue(gather(targets))
+            if self.contrastive_weight:
+                self.student_queue.enqueue(gather(keys))
+
+        return Outcome(total, terms, embedding, remember)
 
 
 class SSCD(nn.Module):
@@ -143,4 +152,4 @@ class SSCD(nn.Module):
             others = others.masked_fill(labels[:, None] == labels[None, :], -1.0)
         return Outcome(contrastive + entropy, {"contrastive": contrastive, "entropy": entropy,
                                                "nearest_negative": others.amax(dim=1).mean()},
-                       Embedding(both.features[:len(query)], both.descriptors[:len(query)]))
+                       Embedding(both.features[:len(query)], both.descriptors[:len(query)]), lambda: None)

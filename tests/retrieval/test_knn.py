@@ -37,7 +37,7 @@ def described(prefix, values):
 def blocks(request, monkeypatch):
     if request.param == "small blocks":
         monkeypatch.setattr(knn, "_QUERIES", 3)
-        monkeypatch.setattr(knn, "_PAIRS", 8192 * 2)
+        monkeypatch.setattr(knn, "_PAIRS", 200)
         monkeypatch.setattr(knn, "_RESCORED", 5)
 
 
@@ -66,17 +66,18 @@ def test_repeated_references_tie_whatever_blas_rounds():
 
 
 def test_collapsed_descriptors_end_and_keep_the_order():
-    same = np.full((1500, 8), 0.3, dtype=np.float32)
+    same = np.full((9000, 8), 0.3, dtype=np.float32)  # more than one block of references
     scores, rows = nearest(same[:3], same, 5)
     assert (scores == scores[0, 0]).all() and rows.shape == (3, 5)
-    q, r, scores = best_pairs(same[:3], same, 1600)
-    assert q.tolist() == [0] * 1500 + [1] * 100 and r.tolist() == [*range(1500), *range(100)]
+    q, r, scores = best_pairs(same[:3], same, 9100)
+    assert q.tolist() == [0] * 9000 + [1] * 100 and r.tolist() == [*range(9000), *range(100)]
     assert (scores == scores[0]).all()
 
 
 @pytest.mark.parametrize("spare", [1024, 2])
 @pytest.mark.parametrize("grid", [False, True])
-@pytest.mark.parametrize("n, m, d, count", [(1, 1, 1, 3), (7, 60, 3, 20), (25, 90, 2, 250), (25, 12, 5, 1000)])
+@pytest.mark.parametrize("n, m, d, count", [(1, 1, 1, 3), (7, 60, 3, 20), (25, 90, 2, 250),
+                                            (25, 12, 5, 1000)])
 def test_best_pairs_equal_the_oracle(blocks, monkeypatch, spare, grid, n, m, d, count):
     monkeypatch.setattr(knn, "_DEEPEST", spare)  # with few spare pairs the running cut is at work
     rng = np.random.default_rng(n * m + d + count + grid)
@@ -102,7 +103,8 @@ def test_best_pairs_over_many_blocks_of_references(monkeypatch):
 
 def test_search_names_and_shifts_the_candidates():
     rng = np.random.default_rng(5)
-    query, reference = described("Q", vectors(rng, 8, 4, grid=False)), described("R", vectors(rng, 30, 4, grid=False))
+    query = described("Q", vectors(rng, 8, 4, grid=False))
+    reference = described("R", vectors(rng, 30, 4, grid=False))
     bias = rng.normal(size=8)
     plain, normalized = search(query, reference, k=5, biases=[None, bias])
     expected = nearest_oracle(query.vectors, reference.vectors, 5)
@@ -110,8 +112,8 @@ def test_search_names_and_shifts_the_candidates():
     for matches, shift in ((plain, np.zeros(8)), (normalized, bias)):
         assert list(zip(matches.queries.tolist(), matches.references.tolist(), strict=True)) == rows
         assert matches.scores.dtype == np.float32 and len(matches) == 40
-        np.testing.assert_allclose(matches.scores, [-s - shift[i] for i, one in enumerate(expected) for s, _ in one],
-                                   atol=1e-6)
+        values = [-s - shift[i] for i, one in enumerate(expected) for s, _ in one]
+        np.testing.assert_allclose(matches.scores, values, atol=1e-6)
     (matches,) = search(query, reference, k=5, candidates="global", biases=[bias])
     expected = best_oracle(query.vectors, reference.vectors, 40, bias)
     assert matches.queries.tolist() == [f"Q{i:05d}" for _, i, _ in expected]
@@ -121,7 +123,8 @@ def test_search_names_and_shifts_the_candidates():
 
 def test_per_query_searches_once_for_all_normalizations(monkeypatch):
     rng = np.random.default_rng(6)
-    query, reference = described("Q", vectors(rng, 4, 3, grid=False)), described("R", vectors(rng, 9, 3, grid=False))
+    query = described("Q", vectors(rng, 4, 3, grid=False))
+    reference = described("R", vectors(rng, 9, 3, grid=False))
     calls = []
     monkeypatch.setattr(knn, "nearest", lambda *a, **k: calls.append(1) or nearest(*a, **k))
     assert len(search(query, reference, k=2, biases=[None, np.ones(4), np.zeros(4)])) == 3

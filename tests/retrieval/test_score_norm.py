@@ -31,10 +31,10 @@ def test_parses(text, expected):
     assert parse_score_norm(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "1.0", "1.0[0]", "1.0[2,0]", "1.0[0,2", "-1[0,2]", "1.0[-1,2]", "x[0,2]",
-                                  "1.0[0,2]x", "1.0(0,2)", "1.0[0,1.5]", 1.0, "."])
+@pytest.mark.parametrize("text", ["", "1.0", "1.0[0]", "1.0[2,0]", "1.0[0,2", "-1[0,2]", "1.0[-1,2]",
+                                  "x[0,2]", "1.0[0,2]x", "1.0(0,2)", "1.0[0,1.5]", 1.0, "."])
 def test_refuses_other_strings(text):
-    with pytest.raises(UserError, match=r"not understood; expected null for none, or a string like '1.0\[0,2\]'"):
+    with pytest.raises(UserError, match=r"not understood; expected null .* a string like '1.0\[0,2\]'"):
         parse_score_norm(text)
 
 
@@ -53,7 +53,7 @@ def test_bias_and_extra_coordinate_equal_the_oracle(beta, first, last):
 
 def test_refuses_no_background_and_one_too_small():
     queries = np.ones((2, 3), dtype=np.float32)
-    with pytest.raises(UserError, match="background of at least 3 vectors, none was given; give background=FILE"):
+    with pytest.raises(UserError, match="at least 3 vectors, none was given; give background=FILE"):
         background_products(queries, None, 3)
     for n in (0, 2):
         with pytest.raises(UserError, match=f"background of at least 3 vectors, got {n};"):

@@ -76,9 +76,10 @@ def test_wheel_metadata_repeats_the_one_list_of_requirements(wheel: Path) -> Non
     ("linux", "x86_64", "faiss-gpu"), ("linux", "aarch64", "faiss-cpu"),
     ("darwin", "arm64", "faiss-cpu"), ("darwin", "x86_64", "faiss-cpu"), ("win32", "AMD64", "faiss-cpu")])
 def test_every_platform_gets_exactly_one_faiss(platform: str, machine: str, build_of_faiss: str) -> None:
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("faiss")]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    needs = [Requirement(line) for line in lines if line.startswith("faiss")]
     environment = {"sys_platform": platform, "platform_machine": machine}
-    assert [need.name for need in map(Requirement, lines) if need.marker.evaluate(environment)] == [build_of_faiss]
+    assert [need.name for need in needs if need.marker.evaluate(environment)] == [build_of_faiss]
 
 
 def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
@@ -94,7 +95,8 @@ def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None
         return done.stdout
 
     assert run("-c", "import rdcd; print(rdcd.__file__)").startswith(str(site))
-    assert run("-c", "from rdcd.cli import config_dir; print(config_dir())").strip() == str(site / "rdcd/configs")
+    found = run("-c", "from rdcd.cli import config_dir; print(config_dir())").strip()
+    assert found == str(site / "rdcd/configs")
     commands = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
     described = run("-m", "rdcd", "--help")
     assert commands and all(command in described for command in commands)
@@ -119,7 +121,7 @@ def test_image_runs_as_an_ordinary_user_and_its_base_is_an_argument() -> None:
     assert steps[0][0] == "ARG" and steps[0][1].startswith("BASE=") and steps[1] == ["FROM", "${BASE}"]
     arguments = dict(words.split("=", 1) for step, words in steps if step == "ARG")
     users = [words for step, words in steps if step == "USER"]
-    assert users == ["${UID}"] and int(arguments["UID"]) > 0
+    assert users == ["${USER_ID}"] and int(arguments["USER_ID"]) > 0
     assert steps[-1] == ["CMD", '["sh", "train.sh"]']
 
 

@@ -1,0 +1,246 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from rdcd.data.ground_truth import write_ground_truth
+from rdcd.errors import UserError
+from rdcd.evaluation.score import as_record, score, score_descriptors, write_metrics
+from rdcd.files import sha256
+from rdcd.retrieval.descriptors import Descriptors, write_descriptors
+
+COLUMNS = ["codec", "score_norm", "candidates", "uAP", "accuracy_at_1", "recall_at_p90", "threshold_at_p90"]
+
+
+def case(seed, *, d=6, queries=12, references=15, background=30, grid=False):
+    """Noisy copies, distractors, several positives for one query, one missing picture on each side."""
+    rng = np.random.default_rng(seed)
+
+    def rows(n):
+        values = rng.normal(size=(n, d))
+        return np.round(values) / 2 if grid else values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    q, r, b = rows(queries), rows(references), rows(background)
+    for i in range(queries // 2):
+        q[i] = r[i] + (0 if grid else rng.normal(size=d) * 0.3)
+    pairs = [(f"Q{i}", f"R{i}") for i in range(queries // 2)]
+    pairs += [("Q0", f"R{references - 1}"), ("Q_unread", "R1"), ("Q1", "R_unread")]
+
+    def descriptors(prefix, values, missing=()):
+        order = rng.permutation(len(values))  # files are in no order
+        names = np.array([f"{prefix}{i}" for i in order])
+        return Descriptors(names, values[order], np.array(missing, dtype=str))
+
+    return (descriptors("Q", q, ["Q_unread"]), descriptors("R", r, ["R_unread"]), descriptors("T", b), pairs)
+
+
+def oracle(query, reference, background, pairs, *, norm, candidates, k):
+    """The whole of METHOD sections 5 and 6 for the codec Flat, with lists and loops."""
+    rows = []
+    names = sorted(reference.names.tolist())
+    vector = {name: reference.vectors[reference.names.tolist().index(name)].astype(float) for name in names}
+    for name in sorted(query.names.tolist()):
+        q = query.vectors[query.names.tolist().index(name)].astype(float)
+        bias = 0.0
+        if norm:
+            beta, first, last = norm
+            products = sorted((float(q @ b) for b in background.vectors.astype(float)), reverse=True)
+            bias = beta * sum(products[first:last + 1]) / (last + 1 - first)
+        own = sorted(((float(q @ vector[r]) - bias, name, r) for r in names), key=lambda row: -row[0])
+        rows += own[:k] if candidates == "per_query" else own
+    rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+    if candidates == "global":
+        rows = rows[:k * len(query.names)]
+    truth, hits, uap, best, threshold = set(pairs), 0, 0.0, 0.0, None
+    rows.sort(key=lambda row: (-np.float32(row[0]), row[1:] in truth))
+    for i, (s, q, r) in enumerate(rows, start=1):
+        if (q, r) in truth:
+            hits += 1
+            uap += hits / i / len(pairs)
+        if hits / i >= 0.9 and hits / len(pairs) > best:
+            best, threshold = hits / len(pairs), s
+    first = sum(sum(q == name and np.float32(s) >= np.float32(own) for s, q, _ in rows) == 1
+                for own, name, r in rows if (name, r) in truth)
+    return uap, first / len(pairs), best, threshold
+
+
+@pytest.mark.parametrize("candidates", ["per_query", "global"])
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_equals_the_oracle(seed, k, grid, candidates):
+    query, reference, background, pairs = case(seed, grid=grid)
+    rows = score_descriptors(query, reference, background, pairs, codecs=["Flat"],
+                             score_norms=[None, "1.0[0,2]", "0.5[1,1]"], candidates=candidates, k=k)
+    for row, norm in zip(rows, (None, (1.0, 0, 2), (0.5, 1, 1)), strict=True):
+        expected = oracle(query, reference, background, pairs, norm=norm, candidates=candidates, k=k)
+        found = row.metrics
+        fractions = found.uAP, found.accuracy_at_1, found.recall_at_p90
+        np.testing.assert_allclose(fractions, expected[:3], atol=1e-6)
+        assert (found.threshold_at_p90 is None) == (expected[3] is None)
+        assert expected[3] is None or found.threshold_at_p90 == pytest.approx(expected[3], abs=1e-6)
+        assert len(row.matches) == min(k, 15) * 12 and row.candidates == candidates
+
+
+def test_rows_come_per_codec_and_norm_and_the_codec_is_applied_to_all():
+    query, reference, background, pairs = case(1)
+    codecs, norms = ["Flat", "PCAW{d},L2norm,Flat"], ["1.0[0,2]", None]
+    rows = score_descriptors(query, reference, background, pairs, codecs=codecs, score_norms=norms, k=3)
+    assert [(row.codec, row.score_norm) for row in rows] == [(c, norm) for c in codecs for norm in norms]
+    centred = background.vectors.astype(float) - background.vectors.astype(float).mean(axis=0)
+    values, directions = np.linalg.eigh(centred.T @ centred)
+
+    def white(d):
+        z = (d.vectors - background.vectors.astype(float).mean(axis=0)) @ directions / np.sqrt(values)
+        return Descriptors(d.names, z / np.linalg.norm(z, axis=1, keepdims=True), d.missing)
+
+    by_hand = score_descriptors(*map(white, (query, reference, background)), pairs, score_norms=norms, k=3)
+    for found, expected in zip(rows[2:], by_hand, strict=True):
+        assert found.metrics.uAP == pytest.approx(expected.metrics.uAP, abs=1e-6)
+        np.testing.assert_allclose(found.matches.scores, expected.matches.scores, atol=1e-4)
+
+
+def test_order_of_rows_in_the_files_changes_nothing():
+    query, reference, background, pairs = case(2, grid=True)
+
+    def turned(d):
+        return Descriptors(d.names[::-1], d.vectors[::-1], d.missing)
+
+    sets = query, reference, background
+    for candidates in ("per_query", "global"):
+        one, other = (score_descriptors(*these, pairs, codecs=["Flat", "PCA4,Flat"], candidates=candidates,
+                                        k=4) for these in (sets, map(turned, sets)))
+        for a, b in zip(one, other, strict=True):
+            assert a.metrics == b.metrics
+            assert (a.matches.references == b.matches.references).all()
+
+
+def test_pairs_of_missing_pictures_are_missed():
+    query = Descriptors(np.array(["Q1"]), np.ones((1, 2)), np.array(["Q2"]))
+    reference = Descriptors(np.array(["R1"]), np.ones((1, 2)), np.array(["R2"]))
+    pairs = [("Q1", "R1"), ("Q2", "R1"), ("Q2", "R2"), ("Q1", "R2")]
+    (row,) = score_descriptors(query, reference, None, pairs, score_norms=[None])
+    assert (row.metrics.uAP, row.metrics.accuracy_at_1, row.metrics.recall_at_p90) == (0.25, 0.25, 0.25)
+
+
+def test_background_may_hold_references():
+    query, reference, _, pairs = case(3)
+    background = Descriptors(reference.names, reference.vectors)
+    assert len(score_descriptors(query, reference, background, pairs)) == 2
+
+
+@pytest.fixture
+def files(tmp_path):
+    query, reference, background, pairs = case(4)
+    sets = {"query": query, "reference": reference, "background": background}
+    paths = {name: tmp_path / f"{name}.hdf5" for name in sets}
+    for name, path in paths.items():
+        write_descriptors(path, sets[name])
+    paths["ground_truth"] = tmp_path / "truth.csv"
+    write_ground_truth(paths["ground_truth"], [*pairs, ("Q11", "")])
+    return paths
+
+
+def test_command_writes_metrics_with_provenance(files, tmp_path, capsys):
+    out = tmp_path / "new" / "scores"
+    values = score(**files, out=out, codecs=["Flat", "PCAW4,L2norm,Flat"], k=3)
+    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS
+    assert [(row["codec"], row["score_norm"]) for row in rows] == [
+        ("Flat", "None"), ("Flat", "1.0[0,2]"),
+        ("PCAW4,L2norm,Flat", "None"), ("PCAW4,L2norm,Flat", "1.0[0,2]")]
+    query, reference, background, pairs = case(4)
+    direct = score_descriptors(query, reference, background, pairs, codecs=["Flat", "PCAW4,L2norm,Flat"], k=3)
+    assert values == [as_record(row) for row in direct]
+    for row, value in zip(rows, values, strict=True):
+        assert all(float(row[name]) == value[name] for name in COLUMNS[3:] if value[name] is not None)
+    written = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert written["rows"] == values
+    record = written["provenance"]
+    assert record["k"] == 3 and "faiss" in " ".join(record["versions"])
+    assert record["inputs"] == {
+        name: {"file": str(path), "sha256": sha256(path)} for name, path in files.items()}
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.csv", "metrics.json"]
+    shown = capsys.readouterr().out
+    assert "1.0[0,2]" in shown and f"{100 * values[0]['uAP']:.2f}" in shown and "metrics.csv" in shown
+
+
+def test_command_without_background_and_with_predictions(files, tmp_path):
+    del files["background"]
+    values = score(**files, out=tmp_path, score_norms=[None], candidates="global", k=2, predictions=True)
+    assert [value["score_norm"] for value in values] == [None]
+    with open(tmp_path / "predictions-1.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    query, reference, _, pairs = case(4)
+    (row,) = score_descriptors(query, reference, None, pairs, score_norms=[None], candidates="global", k=2)
+    assert rows[0] == ["query_id", "reference_id", "score"]
+    assert [r[0] for r in rows[1:]] == row.matches.queries.tolist()
+    assert [r[1] for r in rows[1:]] == row.matches.references.tolist()
+    assert np.array([r[2] for r in rows[1:]], dtype=np.float32).tolist() == row.matches.scores.tolist()
+
+
+def test_metrics_file_takes_a_leading_column_and_undefined_thresholds(tmp_path):
+    rows = [{"model": "a,b", "uAP": 0.1 + 0.2, "threshold_at_p90": None}]
+    write_metrics(tmp_path / "m", rows, {"seed": 1})
+    assert (tmp_path / "m" / "metrics.csv").read_text() == (
+        'model,uAP,threshold_at_p90\n"a,b",0.30000000000000004,None\n')
+    written = json.loads((tmp_path / "m" / "metrics.json").read_text())
+    assert written == {"rows": rows, "provenance": {"seed": 1}}
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"codecs": []}, r"codecs=\[\] asks for nothing; .*codecs=\[Flat\]"),
+    ({"score_norms": []}, r"score_norms=\[\] asks for nothing; .*score_norms=\[null\]"),
+    ({"codecs": ["Flat", "PQ4"]}, "codec 'PQ4' does not end in Flat"),
+    ({"codecs": ["PCAW7,Flat"]}, "PCA to 7 dimensions of 6-d"),
+    ({"score_norms": ["1.0"]}, "score normalization '1.0' not understood"),
+    ({"score_norms": ["1.0[0,30]"]}, "background of at least 31 vectors, got 30"),
+    ({"candidates": "all"}, "candidates=all: expected one of per_query, global"),
+    ({"k": 0}, "k=0: expected a whole number"),
+    ({"background": None}, "background of at least 3 vectors, none was given"),
+    ({"background": None, "score_norms": [None], "codecs": ["Flat", "PCA2,Flat"]},
+     "'PCA2,Flat' has to be trained and no background was given"),
+    ({"pairs": []}, "no pairs"),
+    ({"pairs": [("Q0", "R0"), ("Q77", "R0"), ("Q78.jpg", "R0")]},
+     "2 of the 3 query ids of the ground truth are not in the query descriptors: Q77, Q78.jpg .*without"),
+    ({"pairs": [("Q0", "R77")]},
+     "1 of the 1 reference ids of the ground truth are not in the reference descriptors: R77 "),
+    ({"pairs": [("Q0", "R0"), ("Q0", "R0")]}, "ground-truth pair Q0,R0 is given twice"),
+    ({"pairs": [("R0", "Q0")]}, "query and reference are swapped; .*exchange the two"),
+])
+def test_mistakes_in_options(options, message):
+    query, reference, background, pairs = case(5)
+    values = {"query": query, "reference": reference, "background": background, "pairs": pairs, **options}
+    with pytest.raises(UserError, match=message):
+        score_descriptors(values.pop("query"), values.pop("reference"), values.pop("background"),
+                          values.pop("pairs"), **values)
+
+
+def test_a_single_codec_or_norm_needs_no_list():
+    query, reference, background, pairs = case(5)
+    (row,) = score_descriptors(query, reference, background, pairs, codecs="PCA2,Flat", score_norms=None)
+    assert (row.codec, row.score_norm) == ("PCA2,Flat", None)
+
+
+def test_mistakes_in_files(files, tmp_path):
+    def refused(message, **options):
+        with pytest.raises(UserError, match=message):
+            score(**{**files, "out": tmp_path / "scores", **options})
+        assert not (tmp_path / "scores").exists()
+
+    refused("lengths: query 6, reference 6, background 5; expected", background=other_length(tmp_path))
+    refused("query and reference are swapped", query=files["reference"], reference=files["query"])
+    refused("no descriptor file .*absent.hdf5", query=tmp_path / "absent.hdf5")
+    refused("truth.csv is not a whole HDF5", reference=files["ground_truth"])
+    refused("query.hdf5 is not a UTF-8 CSV", ground_truth=files["query"])
+    refused("no ground truth file", ground_truth=tmp_path / "absent.csv")
+    refused("out=.*query.hdf5 is a file", out=files["query"])
+    write_ground_truth(tmp_path / "none.csv", [("Q1", "")])
+    refused("the ground truth has no pairs", ground_truth=tmp_path / "none.csv")
+
+
+def other_length(folder):
+    write_descriptors(folder / "five.hdf5", case(4, d=5)[2])
+    return folder / "five.hdf5"
