@@ -47,7 +47,8 @@ class Edit:
         if not self.needs_other:
             return self.function(picture, **parameters)
         if other is None:
-            raise UserError(f"edit {self.family!r} shows a second picture: pass one as `other`, or leave it out")
+            raise UserError(f"edit {self.family!r} shows a second picture: pass one as `other`, "
+                            "or leave the edit out")
         return self.function(picture, other, **parameters)
 
 
@@ -88,8 +89,8 @@ def check_families(families: Sequence[str] | None) -> list[str]:
         return list(EDITS)
     unknown = [family for family in families if family not in EDITS]
     if unknown or not families:
-        raise UserError(f"edit families {list(families)}: {f'no family {unknown[0]!r}' if unknown else 'none given'}; "
-                        f"expected some of {', '.join(EDITS)}")
+        problem = f"no family {unknown[0]!r}" if unknown else "none given"
+        raise UserError(f"families={list(families)}: {problem}; expected some of {', '.join(EDITS)}")
     return list(families)
 
 

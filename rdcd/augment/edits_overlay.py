@@ -62,13 +62,13 @@ def emoji(picture: Image.Image, *, emoji: list[str], size: list[float], opacity:
 
 
 def draw_stripes(rng: np.random.Generator) -> Parameters:
-    return {"width": uniform(rng, 0.1, 0.4), "density": uniform(rng, 0.5, 0.9), "degrees": uniform(rng, -90, 90),
-            "kind": str(rng.choice(("solid", "dashed", "dotted"))), "colour": any_colour(rng),
-            "opacity": uniform(rng, 0.5, 1.0)}
+    return {"width": uniform(rng, 0.1, 0.4), "density": uniform(rng, 0.5, 0.9),
+            "degrees": uniform(rng, -90, 90), "kind": str(rng.choice(("solid", "dashed", "dotted"))),
+            "colour": any_colour(rng), "opacity": uniform(rng, 0.5, 1.0)}
 
 
-def stripes(picture: Image.Image, *, width: float, density: float, degrees: float, kind: str, colour: list[int],
-            opacity: float) -> Image.Image:
+def stripes(picture: Image.Image, *, width: float, density: float, degrees: float, kind: str,
+            colour: list[int], opacity: float) -> Image.Image:
     """Draw parallel stripes that cover the share `width` of the picture."""
     return augly().overlay_stripes(picture, line_width=width, line_density=density, line_angle=degrees,
                                    line_type=kind, line_color=tuple(colour), line_opacity=opacity)
@@ -83,8 +83,8 @@ def screenshot(picture: Image.Image, *, template: str) -> Image.Image:
     from augly.utils import SCREENSHOT_TEMPLATES_DIR
 
     return augly().overlay_onto_screenshot(
-        picture, template_filepath=f"{SCREENSHOT_TEMPLATES_DIR}/{template}.png", resize_src_to_match_template=False,
-        max_image_size_pixels=_SCREENSHOT_PIXELS)
+        picture, template_filepath=f"{SCREENSHOT_TEMPLATES_DIR}/{template}.png",
+        resize_src_to_match_template=False, max_image_size_pixels=_SCREENSHOT_PIXELS)
 
 
 def draw_overlay_onto(rng: np.random.Generator) -> Parameters:
@@ -94,7 +94,7 @@ def draw_overlay_onto(rng: np.random.Generator) -> Parameters:
 
 def overlay_onto(picture: Image.Image, other: Image.Image, *, area: float, opacity: float, x: float,
                  y: float) -> Image.Image:
-    """Lay the picture onto another, of which it covers the share `area`, or less if its shape does not fit."""
+    """Lay the picture onto another; it covers the share `area` of it, or less if its shape does not fit."""
     ground = _resized(other, math.sqrt(picture.width * picture.height / (other.width * other.height)))
     return augly().overlay_onto_background_image(picture, ground, opacity=opacity,
                                                  **_placed(picture, ground, area, x, y))

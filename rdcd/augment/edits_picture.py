@@ -2,9 +2,9 @@
 
 Each family is a pair: `draw_x(rng)` draws the parameters, plain JSON values that tell the strength, and
 `x(picture, **parameters)` applies them; nothing in the second is random. Lengths are shares of the picture's
-width or height, so that a parameter means the same at any size. AugLy supplies the edits it has. Ours are:
-perspective (AugLy 1.0.0 needs an older NumPy), pixelation (AugLy's interpolates, so it shows no blocks), noise
-(AugLy's reseeds NumPy's global generator), gamma, hue and channels, which AugLy lacks.
+width or height, so that a parameter means the same at any size. AugLy supplies the edits it has. Ours are
+perspective (AugLy 1.0.0 needs an older NumPy), pixelation (AugLy's interpolates, so it shows no blocks),
+noise (AugLy's reseeds NumPy's global generator), and gamma, hue, channels and tint, which AugLy lacks.
 """
 
 import math
@@ -53,7 +53,7 @@ def draw_crop(rng: np.random.Generator) -> Parameters:
     area, ratio = rng.uniform(0.3, 0.85), math.exp(rng.uniform(-0.5, 0.5))
     width = min(1.0, max(area, math.sqrt(area * ratio)))  # at least `area`, or the height would pass 1
     height = min(1.0, area / width)
-    x, y = (1 - width) * rng.beta(2, 2), (1 - height) * rng.beta(2, 2)  # off the middle, yet seldom in a corner
+    x, y = (1 - width) * rng.beta(2, 2), (1 - height) * rng.beta(2, 2)  # seldom in a corner, where little is
     box = {"x1": x, "y1": y, "x2": x + width, "y2": y + height}
     return {side: round(min(1.0, float(place)), 3) for side, place in box.items()}
 
@@ -120,7 +120,8 @@ def skew(picture: Image.Image, *, shift: float, axis: int) -> Image.Image:
 
 
 def draw_perspective(rng: np.random.Generator) -> Parameters:
-    return {"corners": [[uniform(rng, 0, 0.28), uniform(rng, 0, 0.28)] for _ in range(4)], "ground": any_colour(rng)}
+    corners = [[uniform(rng, 0, 0.28), uniform(rng, 0, 0.28)] for _ in range(4)]
+    return {"corners": corners, "ground": any_colour(rng)}
 
 
 def perspective(picture: Image.Image, *, corners: list[list[float]], ground: list[int]) -> Image.Image:
@@ -148,11 +149,13 @@ def draw_colour(rng: np.random.Generator) -> Parameters:
     if kind == "hue":
         return {"kind": kind, "turns": signed(rng, 0.06, 0.5)}
     if kind == "channels":
-        return {"kind": kind, "order": [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]][rng.integers(5)]}
+        orders = [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]
+        return {"kind": kind, "order": orders[rng.integers(5)]}
     if kind == "palette":
         return {"kind": kind, "colours": int(rng.integers(6, 33))}
     if kind == "tint":
-        return {"kind": kind, "colour": rng.integers(256, size=3).tolist(), "opacity": uniform(rng, 0.15, 0.45)}
+        return {"kind": kind, "colour": rng.integers(256, size=3).tolist(),
+                "opacity": uniform(rng, 0.15, 0.45)}
     return {"kind": kind}
 
 
@@ -169,12 +172,14 @@ def colour(picture: Image.Image, *, kind: str, factor: float = 1.0, turns: float
     if kind == "channels":
         return Image.merge("RGB", [picture.getchannel(channel) for channel in order])
     if kind == "palette":
-        return augly().convert_color(picture, mode="P", palette=Image.Palette.ADAPTIVE, colors=colours).convert("RGB")
+        few = augly().convert_color(picture, mode="P", palette=Image.Palette.ADAPTIVE, colors=colours)
+        return few.convert("RGB")
     return Image.blend(picture, Image.new("RGB", picture.size, tuple(colour)), opacity)
 
 
 def draw_tone(rng: np.random.Generator) -> Parameters:
-    return {"brightness": factor(rng, 0.5, 1.8), "contrast": factor(rng, 0.5, 1.9), "gamma": factor(rng, 0.6, 1.7)}
+    return {"brightness": factor(rng, 0.5, 1.8), "contrast": factor(rng, 0.5, 1.9),
+            "gamma": factor(rng, 0.6, 1.7)}
 
 
 def tone(picture: Image.Image, *, brightness: float, contrast: float, gamma: float) -> Image.Image:

@@ -1,17 +1,16 @@
 """Pictures → descriptors."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rdcd.data.images import write_ledger
 from rdcd.data.manifest import Manifest
+from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError
 from rdcd.models.thumbnail import Thumbnail
@@ -87,36 +86,6 @@ def extract_descriptors(network: torch.nn.Module, pictures: Manifest, *, size: i
         raise UserError(f"none of the {len(bad)} pictures under {pictures.root} could be read, the first "
                         f"{bad[0].path} ({bad[0].reason})")
     return assemble(pictures, parts, network.dim), bad
-
-
-class track:
-    """Context of a progress bar; yields `advance(n)`. Away from a terminal, a line every ten seconds."""
-
-    def __init__(self, total: int, label: str) -> None:
-        self.total, self.label, self.done = total, label, 0
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), transient=True)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.start = self.said = time.monotonic()
-        if self.bar.console.is_terminal:
-            self.bar.start()
-        self.task = self.bar.add_task(self.label, total=self.total, rate="")
-        return self.advance
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        rate = self.done / max(now - self.start, 1e-9)
-        self.bar.update(self.task, completed=self.done, rate=f"{rate:.0f} images/s")
-        if not self.bar.console.is_terminal and now - self.said > 10:
-            self.said = now
-            left = (self.total - self.done) / max(rate, 1e-9)
-            print(f"{self.label}: {self.done}/{self.total}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
-
-    def __exit__(self, *error) -> None:
-        if self.bar.console.is_terminal:
-            self.bar.stop()
 
 
 def default_device() -> str:

@@ -90,6 +90,10 @@ class TrainedHere:
     batch_size: int = 256
 
 
+def no_teacher() -> None:
+    """Return None: the choice `teacher=none` of the command line."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """What the stages of one run share."""
@@ -217,6 +221,7 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
     _quiet()
     lightning = pl.Trainer(
         max_epochs=settings.epochs, accelerator=settings.accelerator, devices=1, precision=settings.precision,
+        gradient_clip_val=settings.optimization.clip,
         logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
         log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)

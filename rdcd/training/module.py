@@ -12,18 +12,20 @@ from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
 from rdcd.training.collectives import gather, gather_objects
-from rdcd.training.optim import sgd
+from rdcd.training.optim import optimizer_and_schedule
 from rdcd.training.spread import effective_rank
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """The recipe of METHOD §3; lr is for a global batch of 256."""
+    """The recipe of METHOD §3; lr is for a global batch of 256; `clip` bounds the gradient's norm."""
 
+    algorithm: str = "sgd"
     lr: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-6
     warmup_epochs: float = 5.0
+    clip: float | None = None
 
 
 class CopyDetection(pl.LightningModule):
@@ -56,8 +58,8 @@ class CopyDetection(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.optimization
-        optimizer, schedule = sgd(
-            [p for p in self.student.parameters() if p.requires_grad], lr=o.lr, global_batch=self.global_batch,
+        optimizer, schedule = optimizer_and_schedule(
+            self.student.parameters(), algorithm=o.algorithm, lr=o.lr, global_batch=self.global_batch,
             total_steps=self.epochs * self.steps_per_epoch, warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
             momentum=o.momentum, weight_decay=o.weight_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,10 +1,12 @@
-"""SGD with linear scaling, per-step warm-up from 0, then cosine to 0 (METHOD §3)."""
+"""SGD (or AdamW) with linear scaling, per-step warm-up from 0, then cosine to 0 (METHOD §3)."""
 
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+
+from rdcd.errors import UserError
 
 
 def schedule_factor(step: int, *, total: int, warmup: int) -> float:
@@ -14,18 +16,30 @@ def schedule_factor(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
 
-def sgd(parameters: Iterable[nn.Parameter], *, lr: float, global_batch: int, total_steps: int, warmup_steps: int,
-        momentum: float = 0.9, weight_decay: float = 1e-6,
-        ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str = "sgd", lr: float,
+                           global_batch: int, total_steps: int, warmup_steps: int, momentum: float = 0.9,
+                           weight_decay: float = 1e-6,
+                           ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return the optimizer and its per-step schedule.
 
     Args:
+        algorithm: `sgd`, as published, or `adamw`, which learns from random weights in fewer steps.
         lr: learning rate for a global batch of 256; scaled by `global_batch` / 256.
         global_batch: pictures a step over all ranks.
         total_steps, warmup_steps: length of the schedule and of its rise, in steps.
+        momentum: of SGD.
+        weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
+
+    Raises:
+        UserError: another algorithm.
     """
-    optimizer = torch.optim.SGD(parameters, lr=lr * global_batch / 256, momentum=momentum,
-                                weight_decay=weight_decay)
+    lr = lr * global_batch / 256
+    if algorithm == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    elif algorithm == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    else:
+        raise UserError(f"trainer.optimization.algorithm={algorithm!r}: expected 'sgd' or 'adamw'")
     warmup = min(warmup_steps, total_steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule_factor(step, total=total_steps, warmup=warmup))

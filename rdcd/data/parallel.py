@@ -1,0 +1,77 @@
+"""Map a function over many pictures in several processes; results come in order."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TypeVar
+
+from rdcd.data.progress import track
+from rdcd.errors import UserError
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
+Map = Callable[[Callable[[Job], Result], Sequence[Job], str], Iterator[Result]]
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def process_map(workers: int | None = None) -> Iterator[Map]:
+    """Yield `map(function, jobs, label)`, an iterator of results in the order of the jobs, with progress.
+
+    Processes are spawned at the first use and compute with one thread each.
+
+    Args:
+        workers: processes; 1: none but this one; None: one a core, at most 16.
+
+    Raises:
+        UserError: `workers` is below 1, or a process was killed.
+    """
+    workers = min(available_cores(), 16) if workers is None else workers
+    if workers < 1:
+        raise UserError(f"workers={workers}: expected at least 1 process, or null for one a core")
+    pool = None
+    if workers > 1:
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
+
+    def run(function: Callable[[Job], Result], jobs: Sequence[Job], label: str) -> Iterator[Result]:
+        with track(len(jobs), label) as advance, _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            if pool is None:
+                results = map(function, jobs)
+            else:
+                results = pool.map(function, jobs, chunksize=max(1, min(16, len(jobs) // (8 * workers))))
+            for result in results:
+                yield result
+                advance(1)
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(f"one of workers={workers} processes was killed, most likely for want of memory: "
+                        f"try workers={max(1, workers // 2)}, or smaller pictures") from None
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears Ctrl-C and ends the others
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables that libraries read when they are imported, for the processes spawned meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
