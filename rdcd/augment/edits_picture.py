@@ -189,7 +189,7 @@ def tone(picture: Image.Image, *, brightness: float, contrast: float, gamma: flo
 
 
 def draw_blur(rng: np.random.Generator) -> Parameters:
-    return {"radius": round(factor(rng, 8, 35) / 1000, 4)}
+    return {"radius": round(factor(rng, 8, 28) / 1000, 4)}
 
 
 def blur(picture: Image.Image, *, radius: float) -> Image.Image:
