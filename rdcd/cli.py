@@ -16,6 +16,8 @@ from rdcd.errors import UserError
 QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
 
+TAKES_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # Hydra's flags that a word follows
+
 
 def config_dir() -> Path:
     """Return the folder of YAMLs: inside an installed package, beside it in a source tree."""
@@ -35,20 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help", "help"):
-        print("usage: rdcd COMMAND [key=value …]\n")
-        print("\n".join(f"  {name:<16}{text}" for name, text in known.items()))
-        print("\n`rdcd COMMAND --help` lists its keys. Every key can be overridden: `rdcd train student.dim=128`.")
-        return 0
+        lines = ["usage: rdcd COMMAND [key=value …]", "", *(f"  {name:<16}{text}" for name, text in known.items())]
+        return _say("\n".join([*lines, "", "`rdcd COMMAND --help` lists its keys. Every key can be overridden: "
+                               "`rdcd train student.dim=128`."]))
     if words[0] == "--version":
-        print(f"rdcd {rdcd.__version__}")
-        return 0
+        return _say(f"rdcd {rdcd.__version__}")
     command, overrides = words[0], words[1:]
     if command not in known:
         return _fail(f"no command {command!r}: expected one of {', '.join(known)}"
                      + _did_you_mean(command, known) + "; `rdcd --help` describes them")
     if "-h" in overrides or "--help" in overrides:
-        print(_help(command, known[command]))
-        return 0
+        return _say(_help(command, known[command]))
     try:
         return _run(command, overrides)
     except UserError as error:
@@ -63,9 +62,8 @@ def _run(command: str, overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    hydra_flags = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
-    _check(command, [word for before, word in zip(["", *overrides], overrides)
-                     if not word.startswith("-") and before not in hydra_flags])
+    flags, values = _split(overrides)
+    _check(command, values, multirun=any(flag in ("-m", "--multirun") for flag in flags))
 
     def task(config: DictConfig) -> None:
         from rdcd import provenance
@@ -84,28 +82,41 @@ def _run(command: str, overrides: list[str]) -> int:
                 raise SystemExit(_fail(str(cause))) from None
             raise cause or error from None
 
-    sys.argv = [f"rdcd {command}", *overrides, *QUIET]
+    sys.argv = [f"rdcd {command}", *values, *QUIET, *flags]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     return 0
 
 
-def _check(command: str, overrides: list[str]) -> None:
-    """Compose once to turn Hydra's refusals into one clear message."""
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate Hydra's flags, with their values, from overrides."""
+    flags, values = [], []
+    for before, word in zip(["", *words], words):
+        (flags if word.startswith("-") or before in TAKES_VALUE else values).append(word)
+    return flags, values
+
+
+def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
+    """Compose once to turn Hydra's refusals into one clear message; of a sweep, its first value."""
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if any("," in word or "(" in word for word in overrides):  # sweeps: each value is checked as it runs
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        overrides = [o.input_line for o in parsed if not o.is_sweep_override()]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
+            if multirun:
+                overrides = [f"{o.get_key_element()}={next(o.sweep_string_iterator())}" if o.is_discrete_sweep()
+                             else o.input_line for o in OverridesParser.create().parse_overrides(overrides)
+                             if o.value_type is not ValueType.GLOB_CHOICE_SWEEP]
             config = compose(command, overrides=overrides, return_hydra_config=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(command, str(error), overrides)) from None
+    known = {key.split(".")[0] for key in _keys(command)} | {"_target_"}
+    if unknown := [str(key) for key in config if key not in known]:  # `+key=value` passes struct mode
+        raise UserError(_no_key(command, unknown[0]))
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"rdcd {command} needs {', '.join(f'{key}=…' for key in missing)}; "
@@ -115,14 +126,19 @@ def _check(command: str, overrides: list[str]) -> None:
 def _explain(command: str, message: str, overrides: list[str]) -> str:
     first = message.strip().split("\n")[0]
     if wrong := re.search(r"Could not override '([^']+)'", message):
-        key = wrong.group(1)
-        return (f"no key {key!r} in `rdcd {command}`{_did_you_mean(key, _keys(command))}; "
-                f"`rdcd {command} --help` lists all keys")
+        return _no_key(command, wrong.group(1))
     if wrong := re.search(r"Could not find '([^']+)'", message):
         group, _, choice = wrong.group(1).rpartition("/")
         return (f"no choice {choice!r} for {group}: expected one of "
                 f"{', '.join(_choices(group))}{_did_you_mean(choice, _choices(group))}")
+    if first.startswith("Ambiguous value"):
+        return f"{first}: a list is key=[value1,value2]; --multirun runs every value in turn"
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
+
+
+def _no_key(command: str, key: str) -> str:
+    return (f"no key {key!r} in `rdcd {command}`{_did_you_mean(key, _keys(command))}; "
+            f"`rdcd {command} --help` lists all keys")
 
 
 def _resumed(config, overrides: list[str]):
@@ -139,6 +155,14 @@ def _resumed(config, overrides: list[str]):
         raise UserError(f"resume={config.resume} continues with the run's own configuration: {', '.join(groups)} "
                         f"cannot change it; start a new run, or override single keys such as trainer.epochs=20")
     return OmegaConf.merge(saved, OmegaConf.from_dotlist(values), {"resume": str(run), "run_dir": str(run)})
+
+
+def _say(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str) -> int:

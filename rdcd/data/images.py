@@ -51,7 +51,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        top = 65535.0 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8), "L").convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -17,12 +17,15 @@ class Manifest:
         paths: picture files below `root`.
 
     Raises:
-        UserError: two files have one name.
+        UserError: two files have one name, or a name is not UTF-8.
     """
 
     def __init__(self, root: str | Path, paths: Sequence[Path]) -> None:
         self.root = Path(root)
-        relative = [str(Path(path).relative_to(self.root)).encode() for path in paths]
+        try:
+            relative = [str(Path(path).relative_to(self.root)).encode() for path in paths]
+        except UnicodeEncodeError as error:
+            raise UserError(f"a file name under {self.root} is not UTF-8: {ascii(error.object)}; rename it") from None
         self._bytes = np.frombuffer(b"".join(relative), dtype=np.uint8)
         self._ends = np.cumsum([len(r) for r in relative], dtype=np.int64)
         names = self.names

@@ -24,7 +24,8 @@ class TwoViews(Dataset):
     """Two independent views of every training picture.
 
     A view is a function of (seed, epoch, index, view) alone, whatever worker makes it. A picture
-    that does not decode is replaced by the next one that does, and travels along as a `BadImage`.
+    that does not decode is replaced by the next one that does, and travels along as a `BadImage`;
+    `index` is of the picture shown.
 
     Args:
         pictures: the training pictures.
@@ -40,16 +41,17 @@ class TwoViews(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        picture, bad = self._decode(index)
+        picture, shown, bad = self._decode(index)
         views = [to_tensor(self.augment(picture, np.random.default_rng((self.seed, epoch, index, view))))
                  for view in range(2)]
-        return {"query": views[0], "key": views[1], "index": index, "bad": bad}
+        return {"query": views[0], "key": views[1], "index": shown, "bad": bad}
 
-    def _decode(self, index: int) -> tuple[Image.Image, list[BadImage]]:
+    def _decode(self, index: int) -> tuple[Image.Image, int, list[BadImage]]:
         bad: list[BadImage] = []
         for shift in range(min(len(self), 100)):
+            shown = (index + shift) % len(self)
             try:
-                return open_image(self.pictures.path((index + shift) % len(self))), bad
+                return open_image(self.pictures.path(shown)), shown, bad
             except BadImage as error:
                 bad.append(error)
         raise UserError(f"{len(bad)} training pictures in a row do not decode, the first {bad[0].path} "

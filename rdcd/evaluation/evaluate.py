@@ -17,10 +17,10 @@ from rdcd.evaluation.cases import ModelResult
 from rdcd.evaluation.extract import default_device, extract_descriptors, load_network
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
-from rdcd.evaluation.score import as_record, metrics_table, score_descriptors, write_metrics
+from rdcd.evaluation.score import ScoreRow, as_record, metrics_table, score_descriptors, write_metrics
 from rdcd.models.student import parameter_count
 from rdcd.provenance import provenance
-from rdcd.retrieval.descriptors import write_descriptors
+from rdcd.retrieval.descriptors import Descriptors, write_descriptors
 
 RUNS = Path("runs")
 
@@ -103,9 +103,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
             bad += unreadable
             if keep_descriptors:
                 write_descriptors(out / "descriptors" / name.replace(" ", "-") / f"{role}.h5", found[role])
-        scored = score_descriptors(found["query"], found["reference"], found["background"], benchmark.pairs,
-                                   codecs=protocol.codecs, score_norms=protocol.score_norms,
-                                   candidates=protocol.candidates, k=protocol.k)
+        scored = _score(name, found, benchmark.pairs, protocol)
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
@@ -125,11 +123,29 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     if curves:
         plot_curves(out / "curves.png", curves)
     console = Console()
-    console.print(metrics_table(rows, title=record["protocol"]))
+    if not console.is_terminal:
+        console.width = 120
+    shown = [{name: value for name, value in row.items() if name != "candidates"} for row in rows]
+    console.print(metrics_table(shown, title=record["protocol"]))
     if bad:
         write_ledger(out / "bad_files.csv", bad)
         print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {out / 'bad_files.csv'} lists them")
     print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
+    return rows
+
+
+def _score(name: str, found: Mapping[str, Descriptors], pairs: Sequence[tuple[str, str]],
+           protocol: Protocol) -> list[ScoreRow]:
+    """Score by every codec; one that these descriptors do not admit is said and left out of the table."""
+    rows = []
+    for codec in protocol.codecs:
+        try:
+            rows += score_descriptors(found["query"], found["reference"], found["background"], pairs, codecs=[codec],
+                                      score_norms=protocol.score_norms, candidates=protocol.candidates, k=protocol.k)
+        except UserError as error:
+            if codec == "Flat" or len(protocol.codecs) == 1:
+                raise
+            print(f"{name}: {error}; this codec is left out of its rows")
     return rows
 
 

@@ -1,5 +1,6 @@
 """The student: any timm trunk → GeM → fc to the teacher's size → linear projector (METHOD §1)."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,7 @@ class Student(nn.Module):
         """Embed pictures [B, 3, H, W] in [0, 1]."""
         maps = self.trunk((pictures - self.mean) / self.std)
         if maps.ndim == 3:  # tokens of a transformer: the class and register tokens come first
-            maps = maps[:, self.trunk.num_prefix_tokens:]
+            maps = maps[:, getattr(self.trunk, "num_prefix_tokens", 0):]
         elif maps.shape[1] != self.fc.in_features:  # some trunks answer [B, H, W, C]
             maps = maps.permute(0, 3, 1, 2)
         hidden = self.fc(self.pool(maps))
@@ -91,15 +92,18 @@ def parameter_count(network: nn.Module) -> int:
 
 def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{name[:8]}*")[:6])
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6))
         raise UserError(f"student.trunk={name}: timm has no such model"
                         + (f"; near it: {near}" if near else "; `timm.list_models()` lists them"))
     hub = pretrained is True
     try:
         trunk = timm.create_model(name, pretrained=hub, num_classes=0, global_pool="")
+    except (AssertionError, TypeError) as error:
+        raise UserError(f"student.trunk={name}: timm builds it only with its own pooling ({error}), and the "
+                        f"student pools itself; choose another trunk") from error
     except (OSError, RuntimeError) as error:
         if not hub:
-            raise
+            raise UserError(f"student.trunk={name}: {error}; expected a name of `timm.list_models()`") from error
         raise UserError(f"student.pretrained=true: timm could not fetch {name} ({error}); offline, give "
                         f"a local file: student.pretrained=FILE") from error
     if isinstance(pretrained, str | Path):
@@ -110,15 +114,16 @@ def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
 def load_trunk(trunk: nn.Module, path: str | Path) -> None:
     """Load a file of trunk weights under timm's names, strictly; fp16 files are widened.
 
-    Classifier weights (`classifier.*`, `head.fc.*`, `fc.*`) are left out, since the trunk has none.
+    Weights of the classifier, which the trunk has not, are left out.
 
     Raises:
         UserError: no such file, not a weights file, or keys and shapes that do not fit (listed).
     """
     state = read_weights(path)
     wanted = trunk.state_dict()
-    state = {k: v for k, v in state.items()
-             if k in wanted or not k.startswith(("classifier.", "head.fc.", "fc.", "head_dist."))}
+    classifier = trunk.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    state = {k: v for k, v in state.items() if k in wanted or not k.startswith(heads)}
     check_fit(wanted, state, path=path, what="the trunk")
     trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
 

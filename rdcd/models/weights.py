@@ -52,6 +52,8 @@ def read_card(path: str | Path) -> dict:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise UserError(f"{card_path}: format {found!r}, expected {FORMAT!r}; "
                         f"is it the card of a student trained by rdcd?")
+    if absent := [key for key in ("architecture", "preprocessing", "weights_sha256") if key not in card]:
+        raise UserError(f"{card_path} has no {', '.join(absent)}: copy the card again")
     return card
 
 
@@ -65,6 +67,9 @@ def load_student(path: str | Path) -> tuple[Student, dict]:
     if path.suffix == ".ckpt":
         return _from_checkpoint(path)
     state, card = read_weights(path), read_card(path)
+    if sha256(path) != card["weights_sha256"]:
+        raise UserError(f"{path.with_suffix('.json')} is the card of other weights than {path}: copy both "
+                        f"files again")
     return _build(card["architecture"], state, path), card
 
 
@@ -99,6 +104,6 @@ def _build(architecture: dict, state: dict[str, Tensor], path: Path) -> Student:
         student = Student(**architecture)
     except TypeError as error:
         raise UserError(f"the card of {path} describes no student ({error}): copy the card again") from error
-    check_fit(student.state_dict(), state, path=path, what=f"the {architecture['trunk']} its card describes")
+    check_fit(student.state_dict(), state, path=path, what=f"the {student.architecture['trunk']} its card describes")
     student.load_state_dict(state)
     return student.eval()

@@ -1,6 +1,5 @@
 """Training batches from a dataset root, and the benchmark that validates."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,11 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, open_benchmark, open_training
 from rdcd.data.manifest import Manifest
+from rdcd.data.parallel import available_cores
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError
 from rdcd.evaluation.extract import picture_loader
 from rdcd.evaluation.protocols import Protocol
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import Logger
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
+from rdcd.data.parallel import available_cores
 from rdcd.data.views import Augment
 from rdcd.errors import UserError
 from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
@@ -29,7 +30,7 @@ from rdcd.models.student import Student, parameter_count
 from rdcd.models.teacher import Teacher
 from rdcd.models.weights import load_student, read_checkpoint, save_student
 from rdcd.training.console import Console, Ledger
-from rdcd.training.datamodule import DataModule, DataSettings, available_cores
+from rdcd.training.datamodule import DataModule, DataSettings
 from rdcd.training.module import CopyDetection, Optimization
 
 __all__ = ["TrainerSettings", "TeacherFile", "TrainedHere", "find_run", "train"]

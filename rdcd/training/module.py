@@ -73,8 +73,9 @@ class CopyDetection(pl.LightningModule):
                                  batch["index"], gather)
         if not torch.isfinite(outcome.total):
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in outcome.terms.items())
-            raise UserError(f"the loss is not finite at step {self.global_step} ({values}): lower trainer.lr "
-                            f"(now {self.optimization.lr:g}) or lengthen trainer.warmup_epochs")
+            raise UserError(f"the loss is not finite at step {self.global_step} ({values}): lower "
+                            f"trainer.optimization.lr (now {self.optimization.lr:g}) or lengthen "
+                            f"trainer.optimization.warmup_epochs")
         self._remember = outcome.remember
         self.log("train/loss", outcome.total, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in outcome.terms.items()})
@@ -105,10 +106,10 @@ class CopyDetection(pl.LightningModule):
         rows = score_descriptors(query, reference, background, self.benchmark.pairs, codecs=["Flat"],
                                  score_norms=self.protocol.score_norms, candidates=self.protocol.candidates,
                                  k=self.protocol.k)
-        for row in rows:
-            suffix = "_SN" if row.score_norm else ""
-            self.log(f"val/uAP{suffix}", row.metrics.uAP, prog_bar=True, sync_dist=False, rank_zero_only=False)
-            self.log(f"val/recall_at_p90{suffix}", row.metrics.recall_at_p90)
+        first = {"_SN" if row.score_norm else "": row.metrics for row in reversed(rows)}  # Lightning averages repeats
+        for suffix, metrics in first.items():
+            self.log(f"val/uAP{suffix}", metrics.uAP, prog_bar=True, sync_dist=False, rank_zero_only=False)
+            self.log(f"val/recall_at_p90{suffix}", metrics.recall_at_p90)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["card"] = self.card

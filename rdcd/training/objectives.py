@@ -56,7 +56,8 @@ class RDCD(Unregistered, nn.Module):
         student_temperature, teacher_temperature, append_batch, append_own: see `relational_loss`.
 
     Raises:
-        UserError: teacher and student disagree on the size of h, or there is no teacher to follow.
+        UserError: teacher and student disagree on the size of h, there is no teacher to follow, or options
+            that cannot work.
     """
 
     def __init__(self, student: Student, teacher: Teacher | None, *, queue_size: int = 65536, momentum: float = 0.99,
@@ -72,6 +73,13 @@ class RDCD(Unregistered, nn.Module):
         self.relational = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature,
                            "append_batch": append_batch, "append_own": append_own}
         kd_dim = student.architecture["kd_dim"]
+        if not (contrastive_weight or relational_weight):
+            raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train for: "
+                            "set one of them above 0")
+        if hard_negative_form not in ("tangent", "clamp"):
+            raise UserError(f"loss.hard_negative_form={hard_negative_form!r}: expected 'tangent' or 'clamp'")
+        if append_batch and append_own:
+            raise UserError("loss.append_batch=true already contains append_own=true: set one of them to false")
         if relational_weight and teacher is None:
             raise UserError("loss=rdcd follows a teacher: give teacher=…, or set loss.relational_weight=0")
         if relational_weight and teacher.dim != kd_dim:

@@ -1,0 +1,52 @@
+"""What all tests share: one compute thread, and small pictures on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def noise(seed: int, width: int = 32, height: int = 24) -> Image.Image:
+    """A picture of random 4-pixel blocks, so that resizing and JPEG leave something to compare."""
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def picture() -> Callable[..., Image.Image]:
+    return noise
+
+
+@pytest.fixture
+def fill() -> Callable[..., Path]:
+    """Write one PNG a name into a folder; `bad` ones are no pictures. Sizes differ from name to name."""
+
+    def write(folder: Path, names: list[str], bad: tuple[str, ...] = ()) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed, name in enumerate(names):
+            path = folder / f"{name}.png"
+            if name in bad:
+                path.write_text("no picture")
+            else:
+                noise(seed, 32 + seed % 3 * 8, 24 + seed % 2 * 16).save(path)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def benchmark_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn benchmark of 24 training pictures, 12 references, 8 queries that copy one and 8 that do not; do not
+    change it."""
+    from rdcd.data.benchmark import make_benchmark
+
+    return make_benchmark(source="synthetic", out=tmp_path_factory.mktemp("benchmark") / "tiny", train=24,
+                          references=12, sources=4, queries=8, distractors=8, size=48, workers=1)

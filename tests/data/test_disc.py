@@ -1,0 +1,90 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rdcd.data.disc import open_benchmark, open_training, read_edit_families
+from rdcd.errors import UserError
+
+
+@pytest.fixture
+def root(fill, tmp_path: Path) -> Path:
+    fill(tmp_path / "images" / "references" / "refs_0", ["R000000", "R000001"])
+    fill(tmp_path / "images" / "references" / "refs_1", ["R000002"])
+    fill(tmp_path / "images" / "train", ["T000000", "T000001"])
+    fill(tmp_path / "images" / "dev_queries", ["Q00000", "Q00001"])
+    fill(tmp_path / "images" / "final_queries", ["Q50000"])
+    (tmp_path / "dev_ground_truth.csv").write_text("query_id,reference_id\nQ00000,R000002\nQ00001,\n")
+    (tmp_path / "final_ground_truth.csv").write_text("Q50000,R000000\n")
+    return tmp_path
+
+
+def test_roles_and_pairs(root: Path) -> None:
+    benchmark = open_benchmark(str(root))
+    assert benchmark.root == root and benchmark.split == "dev"
+    assert benchmark.queries.names == ["Q00000", "Q00001"]
+    assert benchmark.references.names == ["R000000", "R000001", "R000002"]  # nested folders, as downloads come
+    assert benchmark.background.names == ["T000000", "T000001"]
+    assert benchmark.pairs == [("Q00000", "R000002")]
+    final = open_benchmark(root, split="final")
+    assert final.queries.names == ["Q50000"] and final.pairs == [("Q50000", "R000000")]
+    assert final.references.names == benchmark.references.names
+
+
+def test_an_unknown_split_is_said(root: Path) -> None:
+    with pytest.raises(UserError, match="split='test': expected one of dev, final"):
+        open_benchmark(root, split="test")
+
+
+@pytest.mark.parametrize("absent", ["images/references", "images/train", "images/dev_queries", "dev_ground_truth.csv"])
+def test_whatever_is_missing_is_said(root: Path, absent: str) -> None:
+    path = root / absent
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=rf"data.root={root} is no DISC-layout benchmark: missing {absent} "
+                                        r"\(found: .*images.*\); `rdcd make-benchmark .*makes one"):
+        open_benchmark(root)
+
+
+def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
+    everything = "images/references, images/train, images/dev_queries, dev_ground_truth.csv"
+    with pytest.raises(UserError, match=rf"missing {everything} \(found: nothing\)"):
+        open_benchmark(tmp_path)
+    with pytest.raises(UserError, match=rf"missing {everything} \(found: no such folder\)"):
+        open_benchmark(tmp_path / "none")
+
+
+def test_what_is_there_instead_is_listed(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"photo{i:02d}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found: photo00.jpg, .*photo07.jpg\)"):
+        open_benchmark(tmp_path)
+
+
+def test_a_folder_without_pictures_is_said(root: Path) -> None:
+    shutil.rmtree(root / "images" / "train")
+    (root / "images" / "train").mkdir()
+    with pytest.raises(UserError, match="no pictures under .*images/train"):
+        open_benchmark(root)
+
+
+def test_a_wrong_ground_truth_is_said(root: Path) -> None:
+    (root / "dev_ground_truth.csv").write_text("Q00000,R000000,0.5\n")
+    with pytest.raises(UserError, match="dev_ground_truth.csv, line 1: 3 columns"):
+        open_benchmark(root)
+
+
+def test_training_pictures_of_a_benchmark_and_of_a_plain_folder(root: Path) -> None:
+    assert open_training(root).names == ["T000000", "T000001"]
+    assert open_training(root / "images" / "references").names == ["R000000", "R000001", "R000002"]
+    with pytest.raises(UserError, match="no folder"):
+        open_training(root / "none")
+
+
+def test_edit_families(root: Path) -> None:
+    assert read_edit_families(root) is None
+    edits = json.dumps([["crop", {"share": 0.5}], ["text", {"words": 'a, "b"'}]]).replace('"', '""')
+    (root / "dev_queries.csv").write_text("query_id,reference_id,source,edits\n"
+                                          f'Q00000,R000002,R000002,"{edits}"\nQ00001,,T1,[]\n')
+    assert read_edit_families(root) == {"Q00000": ["crop", "text"], "Q00001": []}
+    assert read_edit_families(root, split="final") is None

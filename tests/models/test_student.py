@@ -1,0 +1,214 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from rdcd.errors import UserError
+from rdcd.models.student import Student, load_trunk, parameter_count
+
+PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))  # maps of 2 x 3 places
+
+
+def make(**options) -> Student:
+    torch.manual_seed(0)
+    return Student(**{"trunk": "test_efficientnet", "dim": 6, "kd_dim": 10} | options).eval()
+
+
+def by_hand(student: Student, pictures: Tensor, places) -> tuple[Tensor, Tensor]:
+    """Both outputs by the text of METHOD §1; `places` turns the trunk's answer into [B, N, C]."""
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    normalized = torch.stack([(pictures[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    found = places(student.trunk(normalized))
+    pooled = (found.clamp(min=1e-6) ** 3).mean(dim=1) ** (1 / 3)
+    fc = pooled @ student.fc.weight.T + student.fc.bias
+    projected = fc @ student.projector.weight.T + student.projector.bias
+    return fc / fc.norm(dim=1, keepdim=True), projected / projected.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("trunk", "millions"), [
+    ("efficientnet_b0", 4.66), ("mobilenetv3_large_100", 4.86), ("resnet50", 24.56)])
+def test_parameters_of_trunk_and_fc(trunk: str, millions: float) -> None:
+    with torch.device("meta"):  # counts without memory
+        student = Student(trunk=trunk, dim=None, kd_dim=512)
+    assert round(parameter_count(student) / 1e6, 2) == millions
+    assert student.projector is None and student.dim == 512
+
+
+@pytest.mark.parametrize(("trunk", "millions"), [
+    ("vit_base_patch8_224.dino", 85.8), ("vit_base_patch16_224.dino", 85.8), ("fastvit_t12", 6.5)])
+def test_parameters_of_the_trunk(trunk: str, millions: float) -> None:
+    with torch.device("meta"):
+        assert round(parameter_count(Student(trunk=trunk).trunk) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(("trunk", "places"), [
+    ("test_efficientnet", lambda maps: maps.flatten(2).transpose(1, 2)),  # [B, C, H, W]
+    ("test_mambaout", lambda maps: maps.flatten(1, 2)),                   # [B, H, W, C]
+    ("test_vit", lambda tokens: tokens[:, 1:]),                           # [B, 1 + N, C]
+])
+def test_every_kind_of_trunk_equals_the_method_by_hand(trunk: str, places) -> None:
+    student = make(trunk=trunk)
+    with torch.no_grad():
+        found, expected = student(PICTURES), by_hand(student, PICTURES, places)
+    torch.testing.assert_close(found.features, expected[0])
+    torch.testing.assert_close(found.descriptors, expected[1])
+    assert torch.equal(student.embed(PICTURES), found.descriptors)
+
+
+def test_tokens_of_a_trunk_without_class_token_are_all_pooled() -> None:
+    student = make(trunk="resmlp_12_224")
+    pictures = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(student.embed(pictures), by_hand(student, pictures, lambda tokens: tokens)[1])
+
+
+def test_projector_is_one_biased_layer_on_the_unnormalized_fc_output() -> None:
+    student = make()
+    assert student.projector.bias is not None and tuple(student.projector.weight.shape) == (6, 10)
+    seen = []
+    student.projector.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    found = student(PICTURES)
+    hidden, projected = seen[0]
+    assert not torch.allclose(hidden.norm(dim=1), torch.ones(2), atol=1e-3)
+    torch.testing.assert_close(found.features, F.normalize(hidden, dim=1))
+    torch.testing.assert_close(found.descriptors, F.normalize(projected, dim=1))
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 300, None])
+def test_any_dim_gives_unit_descriptors(dim: int | None) -> None:
+    student = make(dim=dim)
+    found = student(PICTURES)
+    assert found.descriptors.shape == (2, student.dim) and found.features.shape == (2, 10)
+    assert student.dim == (dim or 10)
+    for output in found:
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output.norm(dim=1), torch.ones(2))
+    if dim is None:
+        assert found.features is found.descriptors
+
+
+def test_own_mean_and_std() -> None:
+    student = make(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    plain = make(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # same seed, same weights
+    normalized = (PICTURES - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    torch.testing.assert_close(student.embed(PICTURES), plain.embed(normalized))
+    assert not {"mean", "std"} & set(student.state_dict())  # they travel in the card
+
+
+def test_gem_exponent_is_an_option() -> None:
+    assert make(gem_p=4.0).pool.p == 4.0
+    with torch.no_grad():
+        assert (make(gem_p=1.0).embed(PICTURES) - make().embed(PICTURES)).abs().max() > 1e-4
+
+
+def test_outputs_are_fp32_under_autocast() -> None:
+    student = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = student(PICTURES)
+    for output in found:
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output.norm(dim=1), torch.ones(2))
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    student = make().train()
+    found = student(PICTURES)
+    (found.features[:, 0] + found.descriptors[:, 0]).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters())
+
+
+@pytest.mark.parametrize(("trunk", "classifier"), [
+    ("test_efficientnet", "classifier"), ("test_resnet", "fc"), ("test_convnext", "head.fc"), ("test_vit", "head")])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_trunk_weights_from_a_half_precision_file(tmp_path: Path, trunk: str, classifier: str, suffix: str) -> None:
+    torch.manual_seed(1)
+    whole = timm.create_model(trunk)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in whole.state_dict().items()}
+    assert f"{classifier}.weight" in state
+    path = tmp_path / f"trunk{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    student = make(trunk=trunk, pretrained=str(path))
+    for name, value in student.trunk.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype)), name
+        assert value.dtype in (torch.float32, torch.int64)
+    assert torch.isfinite(student.embed(PICTURES)).all()
+
+
+def test_random_weights_differ_from_the_file_and_between_seeds() -> None:
+    one = make()
+    torch.manual_seed(1)
+    other = Student(trunk="test_efficientnet", dim=6, kd_dim=10)
+    assert not torch.equal(one.fc.weight, other.fc.weight)
+    assert not torch.equal(one.trunk.conv_stem.weight, other.trunk.conv_stem.weight)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    trunk = timm.create_model("test_efficientnet", num_classes=0, global_pool="")
+    state = trunk.state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    state["conv_stem.weight"] = torch.zeros(1, 2)
+    del state["bn1.bias"], state["bn1.weight"]
+    save_file(state, tmp_path / "trunk.safetensors")
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        load_trunk(trunk, tmp_path / "trunk.safetensors")
+    message = str(error.value)
+    assert str(tmp_path / "trunk.safetensors") in message
+    assert "2 missing (bn1.weight, bn1.bias)" in message and "1 unexpected (extra.weight)" in message
+    assert f"1 misshaped (conv_stem.weight (1, 2) for {tuple(before['conv_stem.weight'].shape)})" in message
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+
+
+def test_many_misfits_are_shortened(tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(1)}, tmp_path / "trunk.safetensors")
+    with pytest.raises(UserError, match=r"\d+ missing \(\S+, \S+, \S+, \S+, …\); 1 unexpected \(other\)"):
+        make(pretrained=tmp_path / "trunk.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_truncated_and_missing_files_are_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"trunk{suffix}"
+    with pytest.raises(UserError, match=f"no weights file {path}"):
+        make(pretrained=str(path))
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"1,000 bytes.*truncated"):
+        make(pretrained=str(path))
+
+
+def test_a_file_of_something_else_is_said(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no dict of tensors"):
+        make(pretrained=tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(("trunk", "said"), [
+    ("efficientnet_b00", "timm has no such model; near it: .*efficientnet_b0"),
+    ("zzz", r"timm has no such model; `timm.list_models\(\)` lists them"),
+    ("test_resnet.nosuchtag", "nosuchtag"),
+    ("inception_next_atto", "only with its own pooling"),
+])
+def test_unknown_and_unfit_trunks_are_said(trunk: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"student.trunk={trunk}: .*{said}"):
+        Student(trunk=trunk)
+
+
+@pytest.mark.parametrize("name", ["dim", "kd_dim"])
+def test_sizes_must_be_positive(name: str) -> None:
+    with pytest.raises(UserError, match=f"student.{name}=0: expected a positive size"):
+        make(**{name: 0})
+
+
+def test_hub_weights_out_of_reach_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match="no network.*student.pretrained=FILE"):
+        make(pretrained=True)

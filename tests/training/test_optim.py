@@ -1,0 +1,94 @@
+"""The learning rate against a loop, and one step of each algorithm against its formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rdcd.errors import UserError
+from rdcd.training.optim import optimizer_and_schedule, schedule_factor
+
+
+def loop_factors(total, warmup):
+    """Factors of steps 0 … total, by walking the schedule: equal steps up, then half a cosine down."""
+    factors = [0.0] if warmup else []
+    for _ in range(warmup - 1):
+        factors.append(factors[-1] + 1 / warmup)
+    down = total - warmup
+    for i in range(down + 1):
+        angle = math.pi * i / down if down else 0.0
+        factors.append((1 + math.cos(angle)) / 2)
+    return factors
+
+
+def make(value=1.0, **options):
+    parameter = nn.Parameter(torch.tensor([value], dtype=torch.float64))
+    settings = {"lr": 1.0, "global_batch": 256, "total_steps": 10, "warmup_steps": 4} | options
+    return parameter, *optimizer_and_schedule([parameter], **settings)
+
+
+@pytest.mark.parametrize("total, warmup", [(10, 4), (10, 0), (10, 1), (10, 9), (10, 10), (1, 0), (1, 1), (390, 20)])
+def test_schedule_is_the_loop(total, warmup):
+    found = [schedule_factor(step, total=total, warmup=warmup) for step in range(total + 1)]
+    assert found == pytest.approx(loop_factors(total, warmup), abs=1e-12)
+
+
+def test_schedule_by_hand():
+    found = [schedule_factor(step, total=12, warmup=4) for step in range(13)]
+    assert found[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert found[8] == pytest.approx(0.5)
+    assert found[12] == pytest.approx(0, abs=1e-15)
+    assert all(a > b for a, b in zip(found[4:], found[5:]))
+
+
+@pytest.mark.parametrize("global_batch, peak", [(256, 0.3), (64, 0.075), (1024, 1.2)])
+def test_learning_rate_of_every_step(global_batch, peak):
+    _, optimizer, schedule = make(lr=0.3, global_batch=global_batch)
+    found = []
+    for _ in range(11):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([peak * factor for factor in loop_factors(10, 4)], abs=1e-12)
+
+
+def test_warmup_longer_than_the_run_ends_at_its_own_peak():
+    _, optimizer, schedule = make(total_steps=3, warmup_steps=50)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def steps(parameter, optimizer, gradients):
+    for gradient in gradients:
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    return parameter.item()
+
+
+def test_sgd_step_by_step():
+    parameter, optimizer, _ = make(algorithm="sgd", warmup_steps=0, lr=0.1, momentum=0.8, weight_decay=0.01)
+    value, velocity = 1.0, 0.0
+    for gradient in (0.5, -0.2, 0.7):
+        velocity = 0.8 * velocity + gradient + 0.01 * value
+        value -= 0.1 * velocity
+    assert steps(parameter, optimizer, (0.5, -0.2, 0.7)) == pytest.approx(value, rel=1e-12)
+
+
+def test_adamw_step_by_step():
+    parameter, optimizer, _ = make(algorithm="adamw", warmup_steps=0, lr=0.1, weight_decay=0.01)
+    value, first, second = 1.0, 0.0, 0.0
+    for step, gradient in enumerate((0.5, -0.2, 0.7), start=1):
+        value *= 1 - 0.1 * 0.01
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        value -= 0.1 * (first / (1 - 0.9**step)) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    assert steps(parameter, optimizer, (0.5, -0.2, 0.7)) == pytest.approx(value, rel=1e-9)
+
+
+def test_unknown_algorithm_is_named_with_what_there_is():
+    with pytest.raises(UserError, match=r"algorithm='lars': expected 'sgd' or 'adamw'"):
+        make(algorithm="lars")
