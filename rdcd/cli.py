@@ -8,12 +8,13 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import rdcd
 from rdcd.errors import UserError
 
-QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.",
+QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 TAKES_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # Hydra's flags that a word follows
@@ -82,9 +83,10 @@ def _run(command: str, overrides: list[str]) -> int:
                 raise SystemExit(_fail(str(cause))) from None
             raise cause or error from None
 
-    sys.argv = [f"rdcd {command}", *values, *QUIET, *flags]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra always writes a multirun.yaml: not to where people work
+        sys.argv = [f"rdcd {command}", *values, *QUIET, f"hydra.sweep.dir='{scratch}'", *flags]
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     return 0
 
 

@@ -9,8 +9,13 @@ import torch
 from PIL import Image
 
 
+def pytest_sessionstart() -> None:
+    torch.set_num_threads(1)  # threads that wait for a busy core are slower than one
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
+    """Training sets its own number; the next test has one again."""
     torch.set_num_threads(1)
 
 

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from rdcd.errors import UserError
+from rdcd.retrieval.codec import Codec
+from rdcd.retrieval.knn import check_candidates
+from rdcd.retrieval.score_norm import parse_score_norm
+
+_ANY_DIM = 4096  # a descriptor size that no codec written for a real one exceeds
 
 @dataclass(frozen=True)
 class Protocol:
@@ -16,6 +22,9 @@ class Protocol:
         score_norms: None or strings such as `1.0[0,2]`.
         candidates: `per_query` or `global`.
         k: candidates per query.
+
+    Raises:
+        UserError: a way to score that is not understood: said here, before a run is trained that ends with it.
     """
 
     name: str = "disc"
@@ -26,6 +35,17 @@ class Protocol:
     score_norms: list[str | None] = field(default_factory=lambda: [None, "1.0[0,2]"])
     candidates: str = "per_query"
     k: int = 10
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates, self.k)
+        for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
+            values = getattr(self, name)
+            if isinstance(values, str) or not values:
+                raise UserError(f"protocol.{name}={values}: expected a list of at least one, such as {example}")
+        for text in self.codecs:
+            Codec(text, _ANY_DIM)
+        for text in self.score_norms:
+            parse_score_norm(text)
 
     def describe(self, size: int) -> str:
         """Say the protocol in one line."""

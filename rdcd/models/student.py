@@ -103,7 +103,7 @@ def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
                         f"student pools itself; choose another trunk") from error
     except (OSError, RuntimeError) as error:
         if not hub:
-            raise UserError(f"student.trunk={name}: {error}; expected a name of `timm.list_models()`") from error
+            raise UserError(f"student.trunk={name}: {error}; `timm.list_models()` lists the names") from error
         raise UserError(f"student.pretrained=true: timm could not fetch {name} ({error}); offline, give "
                         f"a local file: student.pretrained=FILE") from error
     if isinstance(pretrained, str | Path):
@@ -125,7 +125,7 @@ def load_trunk(trunk: nn.Module, path: str | Path) -> None:
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     state = {k: v for k, v in state.items() if k in wanted or not k.startswith(heads)}
     check_fit(wanted, state, path=path, what="the trunk")
-    trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    trunk.load_state_dict(state)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -28,6 +28,9 @@ class DataSettings:
         batch_size: pictures a step on one device.
         workers: loader processes; None: the cores that computing leaves free, at most eight.
         pictures: use only the first so many training pictures; None: all.
+
+    Raises:
+        UserError: a number that is none, or out of range.
     """
 
     root: str | None = None
@@ -36,6 +39,12 @@ class DataSettings:
     batch_size: int = 256
     workers: int | None = None
     pictures: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("batch_size", 1), ("workers", 0), ("pictures", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"data.{name}={value}: expected a whole number of at least {least}")
 
     def open(self, protocol: Protocol) -> tuple[Path, Manifest, Benchmark | None]:
         """Return (root, training pictures, benchmark); a plain folder of pictures has no benchmark."""

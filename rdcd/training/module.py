@@ -12,7 +12,7 @@ from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
 from rdcd.training.collectives import gather, gather_objects
-from rdcd.training.optim import optimizer_and_schedule
+from rdcd.training.optim import ALGORITHMS, optimizer_and_schedule
 from rdcd.training.spread import effective_rank
 
 
@@ -26,6 +26,14 @@ class Optimization:
     weight_decay: float = 1e-6
     warmup_epochs: float = 5.0
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise UserError(f"optimization.algorithm={self.algorithm!r}: expected {' or '.join(map(repr, ALGORITHMS))}")
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value >= 0 or name == "clip" and value is None):
+                raise UserError(f"optimization.{name}={value}: expected a number of at least 0, such as 0.1 or 1.0e-3")
 
 
 class CopyDetection(pl.LightningModule):

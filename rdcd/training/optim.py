@@ -8,6 +8,8 @@ from torch import nn
 
 from rdcd.errors import UserError
 
+ALGORITHMS = ("sgd", "adamw")
+
 
 def schedule_factor(step: int, *, total: int, warmup: int) -> float:
     """Share of the base learning rate at `step` of `total`, rising linearly over `warmup` steps."""

@@ -24,7 +24,7 @@ def test_roles_and_pairs(root: Path) -> None:
     benchmark = open_benchmark(str(root))
     assert benchmark.root == root and benchmark.split == "dev"
     assert benchmark.queries.names == ["Q00000", "Q00001"]
-    assert benchmark.references.names == ["R000000", "R000001", "R000002"]  # nested folders, as downloads come
+    assert benchmark.references.names == ["R000000", "R000001", "R000002"]  # nested, as downloads are
     assert benchmark.background.names == ["T000000", "T000001"]
     assert benchmark.pairs == [("Q00000", "R000002")]
     final = open_benchmark(root, split="final")
@@ -37,7 +37,8 @@ def test_an_unknown_split_is_said(root: Path) -> None:
         open_benchmark(root, split="test")
 
 
-@pytest.mark.parametrize("absent", ["images/references", "images/train", "images/dev_queries", "dev_ground_truth.csv"])
+@pytest.mark.parametrize("absent", ["images/references", "images/train", "images/dev_queries",
+                                    "dev_ground_truth.csv"])
 def test_whatever_is_missing_is_said(root: Path, absent: str) -> None:
     path = root / absent
     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -38,7 +38,7 @@ def test_empty(tmp_path: Path) -> None:
 
 def test_one_name_twice_is_said_with_both_files(tmp_path: Path) -> None:
     touch(tmp_path, "a/R1.jpg", "b/R1.png", "R2.jpg")
-    with pytest.raises(UserError, match=f"two pictures are named 'R1': {tmp_path}/a/R1.jpg and {tmp_path}/b/R1.png"):
+    with pytest.raises(UserError, match=f"named 'R1': {tmp_path}/a/R1.jpg and {tmp_path}/b/R1.png"):
         Manifest.of_folder(tmp_path)
 
 

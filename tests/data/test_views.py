@@ -75,7 +75,7 @@ def test_a_bad_picture_is_replaced_by_the_next_and_reported(holed: Manifest) -> 
 
 def test_only_bad_pictures_is_an_error(fill, tmp_path: Path) -> None:
     broken = Manifest.of_folder(fill(tmp_path / "broken", NAMES, bad=tuple(NAMES)))
-    with pytest.raises(UserError, match=f"8 training pictures in a row do not decode, the first .*T5.png .*{tmp_path}"):
+    with pytest.raises(UserError, match=f"8 training pictures in a row do not decode, .*T5.png .*{tmp_path}"):
         TwoViews(broken, strong_blur(16))[0, 5]
 
 
@@ -134,20 +134,21 @@ def test_ranks_concatenate_to_the_batches_of_one_process(world: int, batch: int)
 
 def test_too_few_pictures_for_a_batch_is_said() -> None:
     assert len(EpochSampler(8, batch_size=4, world_size=2)) == 4
-    with pytest.raises(UserError, match="7 training pictures are fewer than one batch of 8: .*data.batch_size=3 or less"):
+    with pytest.raises(UserError, match="7 training pictures are fewer .* 8: .*data.batch_size=3 or less"):
         EpochSampler(7, batch_size=4, world_size=2)
     assert len(EpochSampler(7, batch_size=3, world_size=2)) == 3  # what the message advises works
 
 
-@pytest.mark.parametrize(("resize", "size", "shape"), [
+@pytest.mark.parametrize(("resize", "size", "shape"), [  # both are (width, height)
     ("square", (40, 20), (10, 10)), ("square", (5, 300), (10, 10)), ("short", (40, 20), (20, 10)),
-    ("short", (20, 41), (10, 20)), ("short", (7, 5), (14, 10)), ("short", (33, 33), (10, 10)), ("short", (1, 3), (10, 30))])
-def test_resizing(picture, tmp_path: Path, resize: str, size: tuple[int, int], shape: tuple[int, int]) -> None:
+    ("short", (20, 41), (10, 20)), ("short", (7, 5), (14, 10)), ("short", (33, 33), (10, 10)),
+    ("short", (1, 3), (10, 30))])
+def test_resizing(picture, tmp_path: Path, resize: str, size: tuple, shape: tuple) -> None:
     made = picture(0, *size)
     made.save(tmp_path / "a.png")
     index, found = Pictures(Manifest.of_folder(tmp_path), size=10, resize=resize)[0]
     assert index == 0
-    assert torch.equal(found, to_tensor(made.resize(shape, Image.Resampling.BILINEAR)))  # shape is (width, height)
+    assert torch.equal(found, to_tensor(made.resize(shape, Image.Resampling.BILINEAR)))
 
 
 def test_short_side_is_exact_for_every_shape() -> None:

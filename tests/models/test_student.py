@@ -64,7 +64,8 @@ def test_tokens_of_a_trunk_without_class_token_are_all_pooled() -> None:
     student = make(trunk="resmlp_12_224")
     pictures = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(student.embed(pictures), by_hand(student, pictures, lambda tokens: tokens)[1])
+        expected = by_hand(student, pictures, lambda tokens: tokens)[1]
+        torch.testing.assert_close(student.embed(pictures), expected)
 
 
 def test_projector_is_one_biased_layer_on_the_unnormalized_fc_output() -> None:
@@ -93,9 +94,10 @@ def test_any_dim_gives_unit_descriptors(dim: int | None) -> None:
 
 
 def test_own_mean_and_std() -> None:
-    student = make(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    student = make(mean=mean, std=std)
     plain = make(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # same seed, same weights
-    normalized = (PICTURES - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    normalized = (PICTURES - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(student.embed(PICTURES), plain.embed(normalized))
     assert not {"mean", "std"} & set(student.state_dict())  # they travel in the card
 
@@ -123,9 +125,11 @@ def test_gradient_reaches_every_parameter() -> None:
 
 
 @pytest.mark.parametrize(("trunk", "classifier"), [
-    ("test_efficientnet", "classifier"), ("test_resnet", "fc"), ("test_convnext", "head.fc"), ("test_vit", "head")])
+    ("test_efficientnet", "classifier"), ("test_resnet", "fc"), ("test_convnext", "head.fc"),
+    ("test_vit", "head")])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_trunk_weights_from_a_half_precision_file(tmp_path: Path, trunk: str, classifier: str, suffix: str) -> None:
+def test_trunk_weights_from_a_half_precision_file(tmp_path: Path, trunk: str, classifier: str,
+                                                  suffix: str) -> None:
     torch.manual_seed(1)
     whole = timm.create_model(trunk)
     state = {k: v.half() if v.is_floating_point() else v for k, v in whole.state_dict().items()}

@@ -32,7 +32,8 @@ class Outer(nn.Module):
 
 def everything(module: nn.Module) -> dict[str, Tensor]:
     """All tensors of a module, buffers outside the state dict included."""
-    return {name: value.detach().clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value.detach().clone() for name, value in tensors}
 
 
 def test_stays_in_eval_mode(teacher: Teacher) -> None:

@@ -28,4 +28,5 @@ def test_a_plain_picture_has_a_zero_descriptor_and_small_ones_work() -> None:
 
 def test_brightness_does_not_matter() -> None:
     pictures = torch.rand(2, 3, 18, 18) / 2
-    torch.testing.assert_close(Thumbnail().embed(pictures + 0.3), Thumbnail().embed(pictures), atol=1e-5, rtol=0)
+    network = Thumbnail()
+    torch.testing.assert_close(network.embed(pictures + 0.3), network.embed(pictures), atol=1e-5, rtol=0)

@@ -31,7 +31,8 @@ def saved(student: Student, tmp_path: Path) -> Path:
 def write_checkpoint(path: Path, student: Student, **changes) -> Path:
     checkpoint = {"state_dict": {f"student.{k}": v for k, v in student.state_dict().items()}
                   | {"objective.student_queue.features": torch.zeros(4, 6)},
-                  "card": {"architecture": student.architecture, "preprocessing": {"resize": "square", "size": 96}},
+                  "card": {"architecture": student.architecture,
+                           "preprocessing": {"resize": "square", "size": 96}},
                   "epoch": 3}
     torch.save({k: v for k, v in (checkpoint | changes).items() if v is not None}, path)
     return path
@@ -111,7 +112,7 @@ def test_the_card_of_other_weights_is_said(saved: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = save_student(tmp_path / "other.safetensors", Student(**ARCHITECTURE), size=96)
     other.replace(saved)
-    with pytest.raises(UserError, match="student.json is the card of other weights than .*student.safetensors"):
+    with pytest.raises(UserError, match="student.json is the card of other weights than .*student.safe"):
         load_student(saved)
 
 

@@ -6,6 +6,16 @@ import shutil
 import pytest
 from torch import nn
 
+from rdcd import provenance
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_command_line():
+    """Whatever command this process ran before, runs called from here are nobody's command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "_run", {"command": None, "config": None})
+        yield
+
 
 @pytest.fixture
 def digest():

@@ -101,6 +101,13 @@ def test_no_data_at_all_is_said():
         DataSettings().open(Protocol())
 
 
+@pytest.mark.parametrize("name, value, least", [("batch_size", 0, 1), ("batch_size", 1.5, 1), ("size", 0, 1),
+                                                ("workers", -1, 0), ("pictures", 0, 1), ("pictures", "all", 1)])
+def test_numbers_out_of_range_are_said(name, value, least):
+    with pytest.raises(UserError, match=f"data.{name}={value}: expected a whole number of at least {least}"):
+        DataSettings(**{name: value})
+
+
 def test_workers_leave_cores_to_computing(monkeypatch):
     assert DataSettings(workers=0).worker_count == 0
     assert DataSettings(workers=5).worker_count == 5

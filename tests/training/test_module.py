@@ -58,6 +58,13 @@ def expected_metrics(student, root, **options):
     return [row.metrics for row in score_descriptors(*descriptors, pairs, **options)]
 
 
+@pytest.mark.parametrize("name, value", [("algorithm", "lars"), ("lr", "abc"), ("lr", -1.0), ("momentum", None),
+                                         ("weight_decay", float("nan")), ("warmup_epochs", -1), ("clip", -0.1)])
+def test_recipe_out_of_range_is_said(name, value):
+    with pytest.raises(UserError, match=f"optimization.{name}="):
+        Optimization(**{name: value})
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_validation_is_extract_and_score(benchmark_root, tmp_path, channels_last):
     module, data = make(benchmark_root, channels_last=channels_last)

@@ -1,0 +1,138 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdcd.data.manifest import Manifest
+from rdcd.errors import BadImage, UserError
+from rdcd.evaluation.extract import assemble, extract, extract_descriptors, load_network
+from rdcd.models.student import Student
+from rdcd.models.thumbnail import Thumbnail
+from rdcd.models.weights import save_student
+from rdcd.retrieval.descriptors import read_descriptors
+
+NAMES = [f"R{i}" for i in range(11)]
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    made = Student(trunk="test_efficientnet", dim=6, kd_dim=10).train()
+    for _ in range(20):  # BN statistics of noise, so that descriptors differ from picture to picture
+        made(torch.rand(8, 3, 32, 32))
+    return made.eval()
+
+
+@pytest.fixture
+def pictures(fill, tmp_path: Path) -> Manifest:
+    return Manifest.of_folder(fill(tmp_path / "pictures", NAMES))
+
+
+@pytest.fixture
+def holed(fill, tmp_path: Path) -> Manifest:
+    return Manifest.of_folder(fill(tmp_path / "holed", NAMES, bad=("R0", "R4", "R10")))
+
+
+def one_by_one(network: torch.nn.Module, pictures: Manifest, size: int, resize: str) -> dict[str, np.ndarray]:
+    """Plain Pillow and torch, a picture at a time."""
+    found = {}
+    for name, path in pictures.paths_by_name().items():
+        try:
+            picture = Image.open(path).convert("RGB")
+        except OSError:
+            continue
+        shape = (size, size)
+        if resize == "short":
+            shape = tuple(round(side * size / min(picture.size)) for side in picture.size)
+        picture = picture.resize(shape, Image.Resampling.BILINEAR)
+        rows = torch.tensor(np.asarray(picture).tolist(), dtype=torch.float32) / 255
+        with torch.no_grad():
+            found[name] = network.embed(rows.permute(2, 0, 1)[None])[0].numpy()
+    return found
+
+
+@pytest.mark.parametrize("resize", ["square", "short"])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (4, 2), (64, 1)])
+def test_equals_the_plain_loop(student: Student, holed: Manifest, resize: str, batch_size: int,
+                               workers: int) -> None:
+    expected = one_by_one(student, holed, 40, resize)
+    student.train()  # extraction is in eval mode whatever the network was in
+    found, bad = extract_descriptors(student, holed, size=40, resize=resize, batch_size=batch_size,
+                                     workers=workers)
+    assert found.names.tolist() == list(expected) == [n for n in holed.names if n not in ("R0", "R4", "R10")]
+    np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=2e-6)
+    assert found.vectors.dtype == np.float32 and np.ptp(found.vectors, axis=0).max() > 0.1
+    assert sorted(found.missing.tolist()) == ["R0", "R10", "R4"]
+    assert sorted(Path(error.path).stem for error in bad) == ["R0", "R10", "R4"]
+    assert all(isinstance(error, BadImage) and error.reason for error in bad)
+
+
+def test_size_and_resize_matter(student: Student, pictures: Manifest) -> None:
+    found = [extract_descriptors(student, pictures, size=size, resize=resize, workers=0)[0].vectors
+             for size, resize in ((32, "square"), (64, "square"), (64, "short"))]
+    assert not np.allclose(found[0], found[1], atol=1e-3) and not np.allclose(found[1], found[2], atol=1e-3)
+
+
+def test_only_bad_pictures_is_an_error(fill, tmp_path: Path) -> None:
+    broken = Manifest.of_folder(fill(tmp_path / "broken", ["a", "b"], bad=("a", "b")))
+    with pytest.raises(UserError, match=f"none of the 2 pictures under {broken.root} could be read, .*a.png"):
+        extract_descriptors(Thumbnail(2), broken, size=8, workers=0)
+
+
+def test_parts_are_assembled_once_and_in_order(tmp_path: Path) -> None:
+    pictures = Manifest(tmp_path, [tmp_path / f"{name}.jpg" for name in "abcde"])
+    rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+    # ranks of a distributed run interleave, pad to equal length by repeating, and meet a bad picture
+    parts = [([4, 0], rows[[4, 0]]), ([3], None), ([1], rows[[1]]), ([0, 4], rows[[0, 4]]), ([3], None)]
+    found = assemble(pictures, parts, dim=2)
+    assert found.names.tolist() == ["a", "b", "e"] and found.missing.tolist() == ["c", "d"]
+    assert np.array_equal(found.vectors, rows[[0, 1, 4]])
+
+
+def test_command_writes_a_file_and_the_ledger(student: Student, holed: Manifest, tmp_path: Path,
+                                              capsys) -> None:
+    weights = save_student(tmp_path / "student.safetensors", student, size=48)
+    out = extract(images=str(holed.root), model=str(weights), out=str(tmp_path / "out" / "r.h5"), workers=0,
+                  device="cpu")
+    expected = one_by_one(student, holed, 48, "square")  # 48: the card's
+    found = read_descriptors(out)
+    assert out == tmp_path / "out" / "r.h5" and found.names.tolist() == list(expected)
+    np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=2e-6)
+    assert sorted(found.missing.tolist()) == ["R0", "R10", "R4"]
+    with open(tmp_path / "out" / "bad_files.csv", newline="") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["R0.png", "R10.png", "R4.png"]
+    said = capsys.readouterr().out
+    assert "8 descriptors of 6 numbers, 48 px square" in said and "3 pictures could not be read" in said
+
+
+def test_command_takes_a_size_and_the_thumbnail(pictures: Manifest, tmp_path: Path) -> None:
+    out = extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "t.h5"), size=18,
+                  resize="short", workers=0, device="cpu")
+    found = read_descriptors(out)
+    expected = one_by_one(Thumbnail(), pictures, 18, "short")
+    np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=1e-6)
+    assert not (tmp_path / "bad_files.csv").exists() and not found.missing.size
+
+
+def test_command_says_what_is_wrong(pictures: Manifest, tmp_path: Path) -> None:
+    for model, said in [("none.safetensors", "no weights file"), ("none.ckpt", "no checkpoint")]:
+        with pytest.raises(UserError, match=said):
+            extract(images=str(pictures.root), model=str(tmp_path / model), out=str(tmp_path / "r.h5"))
+    with pytest.raises(UserError, match="no folder"):
+        extract(images=str(tmp_path / "none"), model="thumbnail", out=str(tmp_path / "r.h5"))
+    with pytest.raises(UserError, match="resize='stretch'"):
+        extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), resize="stretch")
+    assert not (tmp_path / "r.h5").exists()
+
+
+def test_networks_come_with_a_card(student: Student, tmp_path: Path) -> None:
+    weights = save_student(tmp_path / "student.safetensors", student, size=48)
+    for path in ("thumbnail", weights):
+        network, card = load_network(path)
+        assert network.dim and card["preprocessing"]["size"] and card["architecture"]["trunk"]
+        assert (card["weights_sha256"] is None) == (path == "thumbnail")
+        json.dumps(card)

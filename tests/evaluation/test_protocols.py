@@ -1,0 +1,47 @@
+import dataclasses
+
+import pytest
+
+from rdcd.errors import UserError
+from rdcd.evaluation.protocols import Protocol
+
+
+def test_default_is_the_published_disc_protocol() -> None:
+    protocol = Protocol()
+    assert dataclasses.asdict(protocol) == {
+        "name": "disc", "split": "dev", "size": None, "resize": "square", "codecs": ["Flat"],
+        "score_norms": [None, "1.0[0,2]"], "candidates": "per_query", "k": 10}
+    assert Protocol().codecs is not protocol.codecs
+
+
+@pytest.mark.parametrize(("protocol", "said"), [
+    (Protocol(), "disc (dev queries), 288 px square, aspect not kept, candidates per_query: "
+                 "10 nearest references of every query"),
+    (Protocol(name="isc", split="final", resize="short", candidates="global", k=5),
+     "isc (final queries), 288 px short side, aspect kept, candidates global: "
+     "best 5 × queries pairs over all queries")])
+def test_description_names_what_moves_a_number(protocol: Protocol, said: str) -> None:
+    assert protocol.describe(288) == said
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Protocol().k = 3
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"codecs": ["foo"]}, "codec 'foo' does not end in Flat"),
+    ({"codecs": []}, r"protocol.codecs=\[\]: expected a list of at least one"),
+    ({"codecs": "Flat"}, "protocol.codecs=Flat: expected a list"),
+    ({"codecs": ["Flat", "FOO8,Flat"]}, "faiss cannot parse codec 'FOO8,Flat'"),
+    ({"score_norms": ["x"]}, "score normalization 'x' not understood"),
+    ({"score_norms": []}, r"protocol.score_norms=\[\]"),
+    ({"candidates": "all"}, "candidates=all: expected one of"),
+    ({"k": 0}, "k=0: expected a whole number from 1")])
+def test_what_is_not_understood_is_said_at_once(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Protocol(**options)
+
+
+def test_codecs_of_any_size_are_understood() -> None:
+    Protocol(codecs=["Flat", "PCAW{d},L2norm,Flat", "PCA64,Flat", "L2norm,PCAW2048,L2norm,Flat"])
