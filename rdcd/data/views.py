@@ -12,6 +12,7 @@ from rdcd.data.images import open_image
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
 
+MAX_ASPECT = 16  # with `resize="short"`: a thin line of a picture would become one of a million pixels
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -123,8 +124,12 @@ class Pictures(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | BadImage]:
+        path = self.pictures.path(index)
         try:
-            picture = open_image(self.pictures.path(index))
+            picture = open_image(path)
+            if self.resize == "short" and max(picture.size) > MAX_ASPECT * min(picture.size):
+                raise BadImage(path, f"{picture.width}x{picture.height} pixels, at most {MAX_ASPECT} times as long "
+                                     f"as short when the aspect is kept")
         except BadImage as error:
             return index, error
         return index, to_tensor(picture.resize(self._target(picture.size), Image.Resampling.BILINEAR))

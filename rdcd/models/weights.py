@@ -14,11 +14,12 @@ from rdcd.models.student import Student, check_fit, read_weights
 FORMAT = "rdcd-student-1"
 
 
-def save_student(path: str | Path, student: Student, *, size: int, card: dict | None = None) -> Path:
+def save_student(path: str | Path, student: Student, *, size: int, resize: str = "square",
+                 card: dict | None = None) -> Path:
     """Write weights to `path` (`.safetensors`) and the card beside it (`.json`); return `path`.
 
     Args:
-        size: side, in pixels, that pictures are resized to for this student by default.
+        size, resize: how pictures are resized for this student by default, see `Pictures`.
         card: what else a reader should know: training config, provenance, licence, thresholds.
     """
     path = Path(path).with_suffix(".safetensors")
@@ -27,7 +28,7 @@ def save_student(path: str | Path, student: Student, *, size: int, card: dict | 
     write_json(path.with_suffix(".json"), {
         "format": FORMAT,
         "architecture": student.architecture,
-        "preprocessing": {"resize": "square", "size": size, "mean": student.architecture["mean"],
+        "preprocessing": {"resize": resize, "size": size, "mean": student.architecture["mean"],
                           "std": student.architecture["std"]},
         "weights_sha256": sha256(path),
     } | (card or {}))

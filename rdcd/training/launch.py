@@ -156,7 +156,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     _seed(seed)
     made = _make_student(student, guide)
     size = protocol.size or data.size
-    untrained = save_student(folder / "untrained.safetensors", made, size=size,
+    untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize,
                              card={"training": {"seed": seed, "steps": 0}})
     objective = loss(made, guide)
     weights = _fit(run, folder, made, objective, trainer, data, label="student", size=size,
@@ -233,7 +233,7 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
     lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
     if lightning.interrupted:
         raise KeyboardInterrupt
-    return save_student(folder / "student.safetensors", student, size=size,
+    return save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize,
                         card={k: v for k, v in card.items() if k in ("training", "licence")}
                         | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name)})
 

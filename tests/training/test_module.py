@@ -168,8 +168,9 @@ def test_checkpoint_holds_nothing_of_the_teacher(trained):
     assert len(hashed(teacher.values())) > 10 and not hashed(kept) & hashed(teacher.values())
     convolution = max((v for v in teacher.values()), key=torch.numel)
     assert convolution.shape not in {v.shape for v in kept}
-    moments = checkpoint["optimizer_states"][0]["state"]
-    assert len(moments) == len(list(module.student.parameters()))
+    optimizer = checkpoint["optimizer_states"][0]
+    stepped = [number for group in optimizer["param_groups"] for number in group["params"]]
+    assert len(optimizer["state"]) == len(stepped) == len(list(module.student.parameters()))
 
 
 def test_teacher_is_as_before_the_run(trained, digest, benchmark_root):

@@ -202,8 +202,8 @@ def test_teacher_is_no_part_of_the_objective_and_does_not_change(digest):
     before = digest(guide)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     for step in range(3):
-        objective.train()
-        network.train()
+        for module in (objective, network, guide):
+            module.train()
         outcome = objective(network, *views(step), INDICES)
         optimizer.zero_grad()
         outcome.total.backward()
