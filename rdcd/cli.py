@@ -84,7 +84,7 @@ def _run(command: str, overrides: list[str]) -> int:
             raise cause or error from None
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra always writes a multirun.yaml: not to where people work
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml, unasked
         sys.argv = [f"rdcd {command}", *values, *QUIET, f"hydra.sweep.dir='{scratch}'", *flags]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     return 0

@@ -18,8 +18,8 @@ from rdcd.cli import config_dir, main
 ROOT = Path(rdcd.__file__).resolve().parent.parent
 
 # What makes any `rdcd train` tiny. Keys that a choice of slots does not have are left out.
-TINY = {"student.trunk": "test_efficientnet", "student.dim": 8, "student.pretrained": "false", "data.size": 32,
-        "data.batch_size": 8, "data.workers": 0, "loss.queue_size": 40, "trainer.epochs": 1,
+TINY = {"student.trunk": "test_efficientnet", "student.dim": 8, "student.pretrained": "false",
+        "data.size": 32, "data.batch_size": 8, "data.workers": 0, "loss.queue_size": 40, "trainer.epochs": 1,
         "trainer.validate_every": 1, "trainer.accelerator": "cpu", "trainer.precision": "32-true",
         "trainer.threads": 1, "teacher.student.trunk": "test_efficientnet", "teacher.student.kd_dim": 12,
         "teacher.trainer.epochs": 1, "teacher.batch_size": 8, "protocol.size": 32, "protocol.split": "dev",
@@ -74,8 +74,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end-to-end")
     with pytest.MonkeyPatch.context() as patch:
         keep_process(patch, folder)
-        assert rdcd_main("make-benchmark", "source=synthetic", "out=bench", "train=24", "references=12", "sources=4",
-                         "queries=8", "distractors=8", "size=48", "workers=1") == 0
+        assert rdcd_main("make-benchmark", "source=synthetic", "out=bench", "train=24", "references=12",
+                         "sources=4", "queries=8", "distractors=8", "size=48", "workers=1") == 0
         assert rdcd_main("train", *tiny("data.root=bench")) == 0
         (run,) = runs().values()
         yield folder / run
@@ -90,10 +90,11 @@ def test_the_run_folder_has_its_configuration(place):
     config = (place / "config.yaml").read_text()
     assert "trunk: test_efficientnet" in config and "root: bench" in config and "${" not in config
     record = json.loads((place / "metrics.json").read_text())["provenance"]
-    assert record["command"].startswith("rdcd train data.root=bench") and record["config"]["student"]["dim"] == 8
+    assert record["command"].startswith("rdcd train data.root=bench")
+    assert record["config"]["student"]["dim"] == 8
     assert place.name.endswith("rdcd-test_efficientnet-8")
-    assert [row["model"] for row in rows(place / "metrics.csv")][::4] == ["student", "teacher", "student untrained",
-                                                                         "thumbnail"]
+    models = [row["model"] for row in rows(place / "metrics.csv")]
+    assert models[::4] == ["student", "teacher", "student untrained", "thumbnail"]
     left = {path.name for path in place.parent.parent.iterdir()}
     assert left == {"bench", "runs"}  # nothing of Hydra's
 
@@ -109,8 +110,8 @@ def test_extract_and_score_are_evaluate(place, tmp_path):
     for role, folder in (("query", "dev_queries"), ("reference", "references"), ("background", "train")):
         assert rdcd_main("extract", f"images=bench/images/{folder}", f"model={place}/student.safetensors",
                          f"out={tmp_path}/{role}.h5", "workers=0", "device=cpu") == 0
-    assert rdcd_main("score", *(f"{role}={tmp_path}/{role}.h5" for role in ("query", "reference", "background")),
-                     "ground_truth=bench/dev_ground_truth.csv", f"out={tmp_path}/scores",
+    files = [f"{role}={tmp_path}/{role}.h5" for role in ("query", "reference", "background")]
+    assert rdcd_main("score", *files, "ground_truth=bench/dev_ground_truth.csv", f"out={tmp_path}/scores",
                      'codecs=[Flat,"PCAW4,L2norm,Flat"]') == 0
     expected = [{k: v for k, v in row.items() if k not in ("model", "dim")}
                 for row in rows(place / "metrics.csv") if row["model"] == "student"]
@@ -121,7 +122,7 @@ def test_extract_and_score_are_evaluate(place, tmp_path):
 
 
 def test_evaluate_of_single_files(place, tmp_path):
-    """Weights, a training checkpoint and the thumbnail, in one table; data.root is needed, as no run says it."""
+    """Weights, a training checkpoint and the thumbnail, in one table; data.root, as no run says it."""
     files = [f"{place}/student.safetensors", f"{place}/checkpoints/last.ckpt", "thumbnail"]
     words = [f"checkpoint=[{','.join(files)}]", f"out={tmp_path}/out", "workers=0", "device=cpu"]
     assert rdcd_main("evaluate", *words) == 2
@@ -138,17 +139,17 @@ def test_evaluate_of_single_files(place, tmp_path):
 def test_evaluate_of_two_runs_keeps_them_apart(place, tmp_path):
     """Also where their folders have one name."""
     other = shutil.copytree(place, tmp_path / "elsewhere" / place.name)
-    assert rdcd_main("evaluate", f"checkpoint=[{place},{other}]", f"out={tmp_path}/out", "workers=0", "device=cpu",
-                     "protocol.codecs=[Flat]", "protocol.score_norms=[null]", "protocol.size=32",
-                     "keep_descriptors=false") == 0
+    assert rdcd_main("evaluate", f"checkpoint=[{place},{other}]", f"out={tmp_path}/out", "workers=0",
+                     "device=cpu", "protocol.codecs=[Flat]", "protocol.score_norms=[null]",
+                     "protocol.size=32", "keep_descriptors=false") == 0
     models = [row["model"] for row in rows(tmp_path / "out" / "metrics.csv")]
     assert len(models) == len(set(models)) == 8
     assert not (tmp_path / "out" / "descriptors").exists()
 
 
 def test_small_background_leaves_a_codec_out_and_says_so(place, tmp_path, capsys):
-    assert rdcd_main("evaluate", "checkpoint=thumbnail", "data.root=bench", f"out={tmp_path}/out", "workers=0",
-                     "device=cpu") == 0  # the protocol's PCAW{d} needs more than 243 pictures
+    assert rdcd_main("evaluate", "checkpoint=thumbnail", "data.root=bench", f"out={tmp_path}/out",
+                     "workers=0", "device=cpu") == 0  # the protocol's PCAW{d} needs more than 243 pictures
     assert [row["codec"] for row in rows(tmp_path / "out" / "metrics.csv")] == ["Flat", "Flat"]
     assert "needs more than 243 background vectors and got 24" in capsys.readouterr().out
 
@@ -173,7 +174,8 @@ def test_multirun_trains_one_run_a_value(place, tmp_path, monkeypatch):
     found = sorted(runs().values(), key=lambda run: int(run.name.rsplit("-", 1)[1]))
     assert [run.name.rsplit("-", 1)[1] for run in found] == ["6", "10"]
     for run, dim in zip(found, (6, 10)):
-        assert {row["dim"] for row in rows(run / "metrics.csv") if row["model"].startswith("student")} == {str(dim)}
+        students = [row for row in rows(run / "metrics.csv") if row["model"].startswith("student")]
+        assert {row["dim"] for row in students} == {str(dim)}
         assert f"dim: {dim}\n" in (run / "config.yaml").read_text()
         assert f"student.dim={dim}" in json.loads((run / "metrics.json").read_text())["provenance"]["command"]
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # nothing of Hydra's
@@ -230,22 +232,28 @@ MISTAKES = {
                          benchmark_without_queries),
     "wrong root of evaluate": (["evaluate", "checkpoint=thumbnail", "data.root={}/nowhere"],
                                "data.root={}/nowhere is no DISC-layout benchmark", None),
-    "batch too large": (["train", "data.root=bench", "data.batch_size=64"], "fewer than one batch of 64", None),
+    "batch too large": (["train", "data.root=bench", "data.batch_size=64"], "fewer than one batch of 64",
+                        None),
     "another architecture": (["evaluate", "checkpoint={}/other.ckpt", "data.root=bench"],
-                             "other.ckpt does not fit the test_resnet its card describes", other_architecture),
-    "cut short": (["evaluate", "checkpoint={}/cut.ckpt", "data.root=bench"], "cut.ckpt (2,000 bytes) is not a readable",
-                  cut_short),
-    "no such checkpoint": (["evaluate", "checkpoint={}/none.ckpt", "data.root=bench"], "no checkpoint {}/none.ckpt", None),
+                             "other.ckpt does not fit the test_resnet its card describes",
+                             other_architecture),
+    "cut short": (["evaluate", "checkpoint={}/cut.ckpt", "data.root=bench"],
+                  "cut.ckpt (2,000 bytes) is not a readable", cut_short),
+    "no such checkpoint": (["evaluate", "checkpoint={}/none.ckpt", "data.root=bench"],
+                           "no checkpoint {}/none.ckpt", None),
     "no such folder": (["evaluate", "checkpoint={}/none", "data.root=bench"], "{}/none", None),
     "unfinished run": (["evaluate", "checkpoint={}/begun"], "holds no finished run", unfinished),
     "misspelt key": (["train", "trainer.epoch=3"], "did you mean trainer.epochs", None),
     "misspelt trunk": (["train", "data.root=bench", "student.trunk=resnet0"], "student.trunk=resnet0", None),
     "misspelt precision": (["train", "data.root=bench", "trainer.precision=fp16"], "precision=fp16", None),
-    "misspelt accelerator": (["train", "data.root=bench", "trainer.accelerator=gpus"], "accelerator=gpus", None),
-    "wrong form": (["train", "data.root=bench", "loss.hard_negative_form=soft"], "hard_negative_form='soft'", None),
+    "misspelt accelerator": (["train", "data.root=bench", "trainer.accelerator=gpus"],
+                             "accelerator=gpus", None),
+    "wrong form": (["train", "data.root=bench", "loss.hard_negative_form=soft"],
+                   "hard_negative_form='soft'", None),
     "half an epoch": (["train", "data.root=bench", "trainer.epochs=1.5"], "epochs=1.5", None),
     "no number": (["train", "data.root=bench", "trainer.optimization.lr=fast"], "optimization.lr=fast", None),
-    "misspelt codec": (["train", "data.root=bench", "protocol.codecs=[flat]"], "codec 'flat' does not end in Flat", None),
+    "misspelt codec": (["train", "data.root=bench", "protocol.codecs=[flat]"],
+                       "codec 'flat' does not end in Flat", None),
 }
 
 
@@ -256,7 +264,8 @@ def test_mistakes_end_with_one_message_and_code_2(mistake, place, tmp_path, caps
         prepare(place, tmp_path)
     words = [word.replace("{}", str(tmp_path)) for word in words]
     if words[0] == "train" and mistake != "misspelt key":
-        words = ["train", *tiny("teacher=file", f"teacher.path={place}/teacher", f"run_dir={tmp_path}/run", *words[1:])]
+        words = ["train", *tiny("teacher=file", f"teacher.path={place}/teacher", f"run_dir={tmp_path}/run",
+                                *words[1:])]
     else:
         words += [] if words[0] == "train" else [f"out={tmp_path}/out", "device=cpu", "workers=0"]
     assert rdcd_main(*words) == 2
@@ -267,7 +276,8 @@ def test_mistakes_end_with_one_message_and_code_2(mistake, place, tmp_path, caps
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """As a person sees it: exit code 2, one line on stderr."""
-    done = subprocess.run([sys.executable, "-m", "rdcd", "train", "data.root=nowhere", "trainer.accelerator=cpu"],
-                          cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    words = ["train", "data.root=nowhere", "trainer.accelerator=cpu"]
+    done = subprocess.run([sys.executable, "-m", "rdcd", *words], cwd=tmp_path, capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert done.stderr.startswith("rdcd: no folder nowhere") and done.stderr.count("\n") == 1

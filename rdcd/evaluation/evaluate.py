@@ -56,6 +56,8 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
         if item == "latest" or Path(item).is_dir():
             runs.append(find_run(item))
             prefix = f"{runs[-1].name} " if len(wanted) > 1 else ""
+            if prefix + "student" in models:  # two folders of one name
+                prefix = f"{item} "
             models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
         else:
             name = Path(item).stem

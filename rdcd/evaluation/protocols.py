@@ -24,7 +24,7 @@ class Protocol:
         k: candidates per query.
 
     Raises:
-        UserError: a way to score that is not understood: said here, before a run is trained that ends with it.
+        UserError: a way to score that is not understood; said here, before a run that ends with it.
     """
 
     name: str = "disc"
@@ -41,7 +41,7 @@ class Protocol:
         for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
             values = getattr(self, name)
             if isinstance(values, str) or not values:
-                raise UserError(f"protocol.{name}={values}: expected a list of at least one, such as {example}")
+                raise UserError(f"protocol.{name}={values}: expected a list of one or more, such as {example}")
         for text in self.codecs:
             Codec(text, _ANY_DIM)
         for text in self.score_norms:

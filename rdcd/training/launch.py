@@ -15,12 +15,13 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import available_cores
-from rdcd.data.views import Augment
+from rdcd.data.views import Augment, EpochSampler
 from rdcd.errors import UserError
 from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
 from rdcd.evaluation.extract import default_device
@@ -60,6 +61,12 @@ class TrainerSettings:
     accelerator: str = "auto"
     channels_last: bool | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("validate_every", 0), ("log_every", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least or name == "threads" and value is None):
+                raise UserError(f"trainer.{name}={value}: expected a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,10 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
 
     models: dict[str, str] = {}
     guide, guide_path = None, None
+    if isinstance(teacher, TrainedHere):  # what is wrong with the second stage shows before the first
+        rehearsal = Teacher(_make_student(teacher.student, None))
+        loss(_make_student(student, rehearsal), rehearsal)
+        EpochSampler(len(pictures), batch_size=data.batch_size)
     if teacher is not None:
         guide_path = teacher.weights() if isinstance(teacher, TeacherFile) else _train_teacher(run, teacher, data)
         network, _ = load_student(guide_path)
@@ -214,25 +225,32 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
                            channels_last=_channels_last(settings, student))
-    last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
+                           save_on_train_epoch_end=True)  # else only where validation ran
     callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / "bad_files.csv"), last]
     if modules.benchmark is not None:
-        callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor="val/uAP_SN", mode="max",
+        monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode="max",
                                          enable_version_counter=False))
     _quiet()
-    lightning = pl.Trainer(
-        max_epochs=settings.epochs, accelerator=settings.accelerator, devices=1, precision=settings.precision,
-        gradient_clip_val=settings.optimization.clip,
-        logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
-        log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    try:
+        lightning = pl.Trainer(
+            max_epochs=settings.epochs, accelerator=settings.accelerator, devices=1, precision=settings.precision,
+            gradient_clip_val=settings.optimization.clip,
+            logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
+            log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
+            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
+        raise UserError(f"trainer.precision={settings.precision}, trainer.accelerator={settings.accelerator}: "
+                        f"{error}") from error
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if resuming := run.resume and checkpoint.is_file():
         read_checkpoint(checkpoint)
         print(f"{label}: continuing from {checkpoint}")
-    lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
-    if lightning.interrupted:
-        raise KeyboardInterrupt
+    try:
+        lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     return save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize,
                         card={k: v for k, v in card.items() if k in ("training", "licence")}
                         | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name)})

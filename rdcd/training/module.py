@@ -29,11 +29,11 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise UserError(f"optimization.algorithm={self.algorithm!r}: expected {' or '.join(map(repr, ALGORITHMS))}")
+            raise UserError(f"optimization.algorithm={self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and value >= 0 or name == "clip" and value is None):
-                raise UserError(f"optimization.{name}={value}: expected a number of at least 0, such as 0.1 or 1.0e-3")
+                raise UserError(f"optimization.{name}={value}: expected a number of at least 0, such as 1.0e-3")
 
 
 class CopyDetection(pl.LightningModule):
@@ -114,7 +114,8 @@ class CopyDetection(pl.LightningModule):
         rows = score_descriptors(query, reference, background, self.benchmark.pairs, codecs=["Flat"],
                                  score_norms=self.protocol.score_norms, candidates=self.protocol.candidates,
                                  k=self.protocol.k)
-        first = {"_SN" if row.score_norm else "": row.metrics for row in reversed(rows)}  # Lightning averages repeats
+        # the first of several normalizations: Lightning would average what is logged twice
+        first = {"_SN" if row.score_norm else "": row.metrics for row in reversed(rows)}
         for suffix, metrics in first.items():
             self.log(f"val/uAP{suffix}", metrics.uAP, prog_bar=True, sync_dist=False, rank_zero_only=False)
             self.log(f"val/recall_at_p90{suffix}", metrics.recall_at_p90)

@@ -74,12 +74,12 @@ class RDCD(Unregistered, nn.Module):
                            "append_batch": append_batch, "append_own": append_own}
         kd_dim = student.architecture["kd_dim"]
         if not (contrastive_weight or relational_weight):
-            raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train for: "
-                            "set one of them above 0")
+            raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train "
+                            "for: set one of them above 0")
         if hard_negative_form not in ("tangent", "clamp"):
             raise UserError(f"loss.hard_negative_form={hard_negative_form!r}: expected 'tangent' or 'clamp'")
         if append_batch and append_own:
-            raise UserError("loss.append_batch=true already contains append_own=true: set one of them to false")
+            raise UserError("loss.append_batch=true already contains append_own=true: set one to false")
         if relational_weight and teacher is None:
             raise UserError("loss=rdcd follows a teacher: give teacher=…, or set loss.relational_weight=0")
         if relational_weight and teacher.dim != kd_dim:

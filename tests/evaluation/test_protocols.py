@@ -31,7 +31,7 @@ def test_is_frozen() -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"codecs": ["foo"]}, "codec 'foo' does not end in Flat"),
-    ({"codecs": []}, r"protocol.codecs=\[\]: expected a list of at least one"),
+    ({"codecs": []}, r"protocol.codecs=\[\]: expected a list of one or more"),
     ({"codecs": "Flat"}, "protocol.codecs=Flat: expected a list"),
     ({"codecs": ["Flat", "FOO8,Flat"]}, "faiss cannot parse codec 'FOO8,Flat'"),
     ({"score_norms": ["x"]}, "score normalization 'x' not understood"),

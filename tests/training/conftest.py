@@ -1,9 +1,10 @@
-"""What the tests of training share: hashes, and a benchmark with a picture that does not decode."""
+"""What the tests of training share: a run, hashes, a benchmark with a picture that does not decode."""
 
 import hashlib
 import shutil
 
 import pytest
+from tiny_runs import go
 from torch import nn
 
 from rdcd import provenance
@@ -15,6 +16,12 @@ def no_command_line():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "_run", {"command": None, "config": None})
         yield
+
+
+@pytest.fixture(scope="session")
+def plain_run(benchmark_root, tmp_path_factory):
+    """A run without further rows or loggers, which others are compared with."""
+    return go(benchmark_root, tmp_path_factory.mktemp("runs") / "plain")
 
 
 @pytest.fixture

@@ -47,15 +47,16 @@ def worker(rank, folder):
     (everyone * torch.arange(12.0).view(4, 3) * (rank + 1)).sum().backward()
     query, key = rows((2, 2 * PICTURES, VALUES), seed=5)
     part = slice(rank * PICTURES, (rank + 1) * PICTURES)
-    torch.save({"everyone": everyone.detach(), "gradient": mine.grad, "labels": gather(torch.tensor([rank, 7])),
-                "strided": gather(rows((3, 2), seed=rank).T), "objects": gather_objects({"rank": rank}),
+    torch.save({"everyone": everyone.detach(), "gradient": mine.grad,
+                "labels": gather(torch.tensor([rank, 7])), "strided": gather(rows((3, 2), seed=rank).T),
+                "objects": gather_objects({"rank": rank}),
                 "sscd": sscd_gradients(query[part], key[part], torch.arange(2 * PICTURES)[part], gather)},
                f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes(tmp_path):
-    start = "spawn" if torch.cuda.is_available() else "fork"  # forking is quicker, but not once CUDA has started
+    start = "spawn" if torch.cuda.is_available() else "fork"  # quicker, but not once CUDA has started
     mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method=start)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for rank, values in enumerate(found):

@@ -16,11 +16,12 @@ from rdcd.training.datamodule import DataModule, DataSettings, available_cores
 
 
 def make(root, *, workers=0, seed=3, batch_size=7, augment=None, pictures=None):
-    settings = DataSettings(root=str(root), size=32, batch_size=batch_size, workers=workers, pictures=pictures)
+    settings = DataSettings(root=str(root), size=32, batch_size=batch_size, workers=workers,
+                            pictures=pictures)
     protocol = Protocol(size=24, resize="short")
     _, pictures, benchmark = settings.open(protocol)
-    return DataModule(pictures, augment or advanced(32), settings=settings, protocol=protocol, benchmark=benchmark,
-                      validation_size=24, seed=seed)
+    return DataModule(pictures, augment or advanced(32), settings=settings, protocol=protocol,
+                      benchmark=benchmark, validation_size=24, seed=seed)
 
 
 def epochs(module, count=2):
@@ -62,15 +63,16 @@ def test_batches_by_hand(benchmark_root):
 
 
 def test_fewer_pictures_than_a_batch_is_said(benchmark_root):
-    with pytest.raises(UserError, match="24 training pictures are fewer than one batch of 25.*data.batch_size=24"):
+    with pytest.raises(UserError, match="24 training pictures are fewer than one batch of 25.*batch_size=24"):
         make(benchmark_root, batch_size=25).train_dataloader()
 
 
 def test_validation_reads_all_roles_as_the_protocol_asks(benchmark_root):
     loaders = make(benchmark_root).val_dataloader()
     assert [len(loader.dataset) for loader in loaders] == [16, 12, 24]
-    for batches, bad in loaders[0]:
-        assert not bad and all(min(pictures.shape[2:]) == 24 for _, pictures in batches)
+    for loader in loaders:
+        sides = [pictures.shape[2:] for batches, _ in loader for _, pictures in batches]
+        assert {min(side) for side in sides} == {24} and any(side[0] != side[1] for side in sides)
 
 
 def test_first_pictures_alone(benchmark_root):
@@ -92,7 +94,7 @@ def test_without_root_the_benchmark_is_drawn(benchmark_root):
     settings = DataSettings(synthetic=lambda: drawn.append(1) or benchmark_root)
     root, pictures, benchmark = settings.open(Protocol())
     assert root == benchmark_root and len(pictures) == 24 and len(benchmark.pairs) == 8 and drawn == [1]
-    named = DataSettings(root=str(benchmark_root), synthetic=partial(pytest.fail, "drawn although root is given"))
+    named = DataSettings(root=str(benchmark_root), synthetic=partial(pytest.fail, "root is given"))
     assert named.open(Protocol())[0] == benchmark_root
 
 
@@ -102,7 +104,8 @@ def test_no_data_at_all_is_said():
 
 
 @pytest.mark.parametrize("name, value, least", [("batch_size", 0, 1), ("batch_size", 1.5, 1), ("size", 0, 1),
-                                                ("workers", -1, 0), ("pictures", 0, 1), ("pictures", "all", 1)])
+                                                ("workers", -1, 0), ("pictures", 0, 1),
+                                                ("pictures", "all", 1)])
 def test_numbers_out_of_range_are_said(name, value, least):
     with pytest.raises(UserError, match=f"data.{name}={value}: expected a whole number of at least {least}"):
         DataSettings(**{name: value})

@@ -74,10 +74,11 @@ def test_six_steps_against_plain_losses_and_lists():
             keys, targets = keys_oracle(key).descriptors, guide(query)
         twin = copy.deepcopy(network)
         expected = twin(query)
-        terms = {"contrastive": contrastive_loss(expected.descriptors, keys, student_list.rows(DIM), temperature=0.11),
+        negatives = student_list.rows(DIM)
+        terms = {"contrastive": contrastive_loss(expected.descriptors, keys, negatives, temperature=0.11),
                  "hard_negative": torch.zeros(()), "relational": torch.zeros(())}
         if step:  # the lists start empty
-            terms["hard_negative"] = hard_negative_loss(expected.descriptors, student_list.rows(DIM), form="clamp",
+            terms["hard_negative"] = hard_negative_loss(expected.descriptors, negatives, form="clamp",
                                                         epsilon=2e-3)
             terms["relational"] = relational_loss(expected.features, targets, teacher_list.rows(KD_DIM),
                                                   student_temperature=0.05, teacher_temperature=0.06)
@@ -212,7 +213,8 @@ def test_teacher_is_no_part_of_the_objective_and_does_not_change(digest):
     assert digest(guide) == before
     assert not any(module.training for module in guide.modules())
     assert all(p.grad is None for p in guide.parameters())
-    assert {name.split(".")[0] for name in objective.state_dict()} == {"key_encoder", "student_queue", "teacher_queue"}
+    kept = {name.split(".")[0] for name in objective.state_dict()}
+    assert kept == {"key_encoder", "student_queue", "teacher_queue"}
     own = {id(p) for p in objective.parameters()} | {id(b) for b in objective.buffers()}
     assert not own & {id(value) for value in (*guide.parameters(), *guide.buffers())}
 
@@ -232,13 +234,14 @@ def test_sscd_is_the_loss_of_both_views_together():
     pictures = torch.tensor([3, 8, 3, 1, 0])  # one picture twice
     outcome = SSCD(network, temperature=0.07, entropy_weight=6.0)(network, query, key, pictures)
     both = network(torch.cat([query, key])).descriptors
-    contrastive, entropy = sscd_loss(both, torch.cat([pictures, pictures]), temperature=0.07, entropy_weight=6.0)
+    labels = torch.cat([pictures, pictures])
+    contrastive, entropy = sscd_loss(both, labels, temperature=0.07, entropy_weight=6.0)
     assert torch.allclose(outcome.terms["contrastive"], contrastive, atol=1e-5)
     assert torch.allclose(outcome.terms["entropy"], entropy, atol=1e-5)
     assert torch.allclose(outcome.total, contrastive + entropy, atol=1e-5)
     assert torch.allclose(outcome.embedding.descriptors, both[:BATCH], atol=1e-6)
     both = both.detach()
-    nearest = [max(float(both[i] @ both[j]) for j in range(2 * BATCH) if pictures[i % BATCH] != pictures[j % BATCH])
+    nearest = [max(float(both[i] @ both[j]) for j in range(2 * BATCH) if labels[i] != labels[j])
                for i in range(2 * BATCH)]
     assert outcome.terms["nearest_negative"] == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
     assert outcome.remember() is None

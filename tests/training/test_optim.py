@@ -28,7 +28,8 @@ def make(value=1.0, **options):
     return parameter, *optimizer_and_schedule([parameter], **settings)
 
 
-@pytest.mark.parametrize("total, warmup", [(10, 4), (10, 0), (10, 1), (10, 9), (10, 10), (1, 0), (1, 1), (390, 20)])
+@pytest.mark.parametrize("total, warmup", [(10, 4), (10, 0), (10, 1), (10, 9), (10, 10), (1, 0), (1, 1),
+                                           (390, 20)])
 def test_schedule_is_the_loop(total, warmup):
     found = [schedule_factor(step, total=total, warmup=warmup) for step in range(total + 1)]
     assert found == pytest.approx(loop_factors(total, warmup), abs=1e-12)

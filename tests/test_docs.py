@@ -1,0 +1,93 @@
+"""The commands of README and docs run, and the figures in them are those of the result files."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY = ["data.size=32", "data.batch_size=8", "data.workers=0", "trainer.epochs=1", "trainer.validate_every=0",
+        "loss.queue_size=16", "protocol.codecs=[Flat]"]
+NO_ENGINE = ("docker build", "docker run")  # the Dockerfile's steps are tested in tests/scripts
+
+
+def commands(document: Path) -> list[str]:
+    """Return the lines of a document's shell blocks, comments cut off."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def shrunk(command: str, places: dict[str, str]) -> list[str]:
+    """Return the words of a command with its placeholders filled and its size cut down to seconds."""
+    for placeholder, place in places.items():
+        command = re.sub(rf"\b{placeholder}\b", place, command)
+    words = shlex.split(command)
+    if words[:2] == ["sh", "train.sh"]:
+        words = ["sh", str(ROOT / "train.sh"), *words[2:]]
+        if "--multirun" not in words and not any(word.startswith("data.root") for word in words):
+            return words + ([] if "experiment=smoke" in words else ["experiment=smoke"])
+        return [*words, *TINY, *([] if "teacher.path" in command else ["teacher=none", "loss.relational_weight=0"])]
+    if words[:2] == ["sh", "disc_eval.sh"]:
+        return ["sh", str(ROOT / "disc_eval.sh"), *words[2:], "workers=0"]
+    if words[:2] == ["sh", "scripts/test.sh"]:  # all of them would run themselves
+        return ["sh", str(ROOT / "scripts/test.sh"), "tests/test_files.py"]
+    if words[:2] == ["rdcd", "train"]:
+        words += [*TINY, f"data.root={places['ROOT']}"]
+    if words[:2] == ["rdcd", "make-benchmark"]:
+        words += ["workers=1"]
+    return [sys.executable, "-m", *words]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reader")
+
+
+def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rdcd.data.synthetic import draw_picture
+
+    monkeypatch.chdir(place)
+    (place / "photos").mkdir()
+    for seed in range(60):
+        draw_picture(seed, size=48).save(place / "photos" / f"{seed}.png")
+    places = {"DIR": "photos", "ROOT": "root", "RUN": "run", "TEACHER_RUN": "run"}
+    environment = os.environ | {"RDCD_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = []
+    for document in DOCUMENTS:
+        for command in commands(document):
+            if command in done or command.startswith(NO_ENGINE):
+                continue
+            words = shrunk(command, places)
+            result = subprocess.run(words, capture_output=True, text=True, env=environment)
+            assert result.returncode == 0, f"{document.name}: {command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+            done.append(command)
+            newest = max(place.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime, default=None)
+            if newest and not (place / "run").exists():
+                shutil.copytree(newest.parent, place / "run")
+    assert {"sh train.sh", "sh disc_eval.sh", "sh scripts/test.sh"} <= set(done)
+    assert (place / "scores" / "metrics.csv").is_file()
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    filled = runpy.run_path(str(ROOT / "scripts" / "results.py"))["filled"]
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert filled(text) == text, f"{document.name}: run `python scripts/results.py`"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200

@@ -1,0 +1,73 @@
+"""Runs that were interrupted end like whole ones; runs of one seed are equal."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
+
+from rdcd.errors import UserError
+from rdcd.training.launch import TeacherFile
+
+
+@pytest.mark.parametrize("views, stage", [(VIEWS + 20, "teacher"), (3 * VIEWS + 20, "student")])
+def test_interrupted_run_continues_to_the_same_weights(benchmark_root, plain_run, tmp_path, views, stage):
+    """Stopped in the second epoch of either stage, then resumed: as if nothing had happened."""
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, folder, augment=Breaks(views))
+    assert not (folder / "student.safetensors").exists()
+    teacher = folder / "teacher" / "student.safetensors"
+    assert teacher.exists() == (stage == "student")
+    untouched = teacher.stat().st_mtime_ns if teacher.exists() else None
+    augment = Breaks({"teacher": 3, "student": 1}[stage] * VIEWS)  # enough for what is left, and no more
+    assert go(benchmark_root, resume=str(folder), augment=augment) == folder
+    assert same_weights(folder / "teacher", plain_run / "teacher") and same_weights(folder, plain_run)
+    assert untouched in (None, teacher.stat().st_mtime_ns)
+    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+                     for run in (folder, plain_run))
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-5) for key in second)
+    for ours, theirs in zip(rows(folder), rows(plain_run), strict=True):
+        assert float(ours["uAP"]) == pytest.approx(float(theirs["uAP"]), abs=1e-6)
+
+
+def test_finished_run_resumed_stays_as_it_is(benchmark_root, plain_run, tmp_path):
+    folder = shutil.copytree(plain_run, tmp_path / "run")
+    go(benchmark_root, resume=str(folder), augment=Breaks(0))
+    assert same_weights(folder, plain_run, atol=0) and rows(folder) == rows(plain_run)
+
+
+def test_same_seed_same_numbers_and_another_seed_others(benchmark_root, plain_run, tmp_path):
+    again = go(benchmark_root, tmp_path / "again")
+    assert (again / "metrics.csv").read_bytes() == (plain_run / "metrics.csv").read_bytes()
+    assert same_weights(again, plain_run, atol=0)
+    other = go(benchmark_root, tmp_path / "other", seed=5, teacher=TeacherFile(str(plain_run / "teacher")),
+               trainer=settings(epochs=1))
+    first, second = (load_file(folder / "untrained.safetensors") for folder in (other, plain_run))
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])
+
+
+@pytest.mark.parametrize("validate_every", [0, 5])
+def test_every_epoch_leaves_a_checkpoint(benchmark_root, plain_run, tmp_path, validate_every):
+    """Also where validation comes later, or never: an interrupted run loses one epoch at most."""
+    run = go(benchmark_root, tmp_path / "run", trainer=settings(epochs=2, validate_every=validate_every),
+             teacher=TeacherFile(str(plain_run / "teacher")))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_interruption_by_the_keyboard_passes_through(benchmark_root, plain_run, tmp_path, monkeypatch):
+    """Lightning turns it into an exit with code 1 and silences later ones; the command line expects it."""
+    monkeypatch.setattr("signal.signal", lambda *words: None)
+    augment = Breaks(VIEWS + 20, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")), augment=augment)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_checkpoint_cut_short_is_said_on_resume(benchmark_root, plain_run, tmp_path):
+    folder = shutil.copytree(plain_run, tmp_path / "run")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match="last.ckpt .1,000 bytes. is not a readable checkpoint"):
+        go(benchmark_root, resume=str(folder), augment=Breaks(0))
