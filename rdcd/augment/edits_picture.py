@@ -16,14 +16,23 @@ import numpy as np
 from PIL import Image
 
 from rdcd.augment.ops import shift_hue
+from rdcd.errors import UserError
 
 Parameters = dict[str, object]
 
 
 @cache
 def augly() -> ModuleType:
-    """Import AugLy's picture functions when the first edit needs them."""
-    import augly.image
+    """Import AugLy's picture functions when the first edit needs them.
+
+    Raises:
+        UserError: it does not import; python-magic, which it needs, wants the system's libmagic.
+    """
+    try:
+        import augly.image
+    except ImportError as error:
+        raise UserError(f"AugLy, which edits the queries, does not import ({error}); if libmagic is what it misses: "
+                        "`apt-get install libmagic1` on Debian and Ubuntu, `brew install libmagic` on macOS") from error
 
     return augly.image
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rdcd.augment.edits import check_families
+from rdcd.augment.edits_picture import augly
 from rdcd.data.benchmark_files import draw_split, write_benchmark
 from rdcd.data.folder import LEAST_SIDE, Split, split_folder
 from rdcd.data.images import find_images
@@ -68,6 +69,7 @@ def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | 
     if _already_made(out, parameters):
         print(f"{out} is there already, made with the same settings: nothing to do")
         return out
+    augly()  # a missing system library shows before minutes of work
 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     for left in sorted(out.parent.glob(f".{out.name}.*.partial")):

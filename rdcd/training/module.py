@@ -105,10 +105,10 @@ class CopyDetection(pl.LightningModule):
         self._remember()
 
     def validation_step(self, batch: list, batch_index: int, dataloader_idx: int = 0) -> None:
+        # unreadable pictures, batch[1], leave no part: `assemble` lists whatever is absent as missing
         for indices, pictures in batch[0]:
             descriptors = self.student.embed(self.prepare(pictures)).cpu().numpy()
             self._extracted.append((dataloader_idx, indices, descriptors))
-        self._extracted += [(dataloader_idx, [index], None) for index, _ in batch[1]]
 
     def on_validation_epoch_end(self) -> None:
         from rdcd.evaluation.score import score_descriptors

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -273,3 +274,9 @@ def test_mistakes_are_told():
         check_families(["crop", "crup"])
     with pytest.raises(UserError, match="none given"):
         check_families([])
+
+
+def test_a_missing_system_library_is_named_with_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "augly.image", None)  # importing it now raises ImportError
+    with pytest.raises(UserError, match="apt-get install libmagic1"):
+        alone.augly.__wrapped__()
