@@ -16,7 +16,8 @@ def contrastive_loss(query: Tensor, key: Tensor, negatives: Tensor, *, valid: Te
         query: z_S, L2-normalized [B, d]; takes the gradient.
         key: z_K, L2-normalized [B, d], row i the positive of query i.
         negatives: the student queue [K, d].
-        valid: bool [K]; False marks slots not filled yet, which take no part. None: all count.
+        valid: bool [K], or [B, K] where it differs by query; False marks what is no negative, such as slots
+            not filled yet. None: all count.
         temperature: τ, in units of cosine.
 
     Returns:
@@ -26,6 +27,6 @@ def contrastive_loss(query: Tensor, key: Tensor, negatives: Tensor, *, valid: Te
     negative = query @ negatives.T
     logits = torch.cat([positive, negative], dim=1) / temperature
     if valid is not None:
-        taken = torch.cat([valid.new_ones(1), valid])
+        taken = torch.cat([valid.new_ones(*valid.shape[:-1], 1), valid], dim=-1)
         logits = logits.masked_fill(~taken, MASKED)
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))

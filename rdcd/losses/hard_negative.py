@@ -28,7 +28,7 @@ def hard_negative_loss(query: Tensor, negatives: Tensor, *, valid: Tensor | None
     Args:
         query: z_S, L2-normalized [B, d].
         negatives: the student queue [K, d].
-        valid: bool [K], False for unfilled slots; None: all count.
+        valid: bool [K] or [B, K], False for unfilled slots; None: all count.
         epsilon: ε, where the logarithm is cut.
         form: `tangent` or `clamp`.
 

@@ -36,6 +36,8 @@ class Student(nn.Module):
         gem_p: exponent of the pooling.
         pretrained: False, random weights; True, timm's hub weights; a path, a file of the trunk's
             weights under timm's names (`.safetensors`, or a state dict that loads weights-only).
+        zero_init_residual: start random weights with every residual branch at zero (Goyal et al. 2017, §5.1), see
+            `zero_residual_branches`; pretrained weights are left as they are.
         mean, std: of the input, RGB in [0, 1].
 
     Raises:
@@ -43,7 +45,7 @@ class Student(nn.Module):
     """
 
     def __init__(self, *, trunk: str = "efficientnet_b0", dim: int | None = 256, kd_dim: int = 512,
-                 gem_p: float = 3.0, pretrained: bool | str | Path = False,
+                 gem_p: float = 3.0, pretrained: bool | str | Path = False, zero_init_residual: bool = False,
                  mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
                  std: tuple[float, float, float] = IMAGENET_DEFAULT_STD) -> None:
         super().__init__()
@@ -53,6 +55,8 @@ class Student(nn.Module):
         self.architecture = {"trunk": trunk, "dim": dim, "kd_dim": kd_dim, "gem_p": gem_p,
                              "mean": list(mean), "std": list(std)}
         self.trunk = _build_trunk(trunk, pretrained)
+        if zero_init_residual and pretrained is False:
+            zero_residual_branches(self.trunk)
         self.pool = GeM(gem_p)
         self.fc = nn.Linear(self.trunk.head_hidden_size, kd_dim)
         self.projector = None if dim is None else nn.Linear(kd_dim, dim)
@@ -109,6 +113,19 @@ def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
     if isinstance(pretrained, str | Path):
         load_trunk(trunk, pretrained)
     return trunk
+
+
+def zero_residual_branches(trunk: nn.Module) -> None:
+    """Set the scale of the last normalization of every residual branch to 0, so that each block starts as identity.
+
+    timm does so for its ResNets, not for the EfficientNet and MobileNet families, whose depth at random weights
+    otherwise leaves features of few directions, which training shrinks further before it learns to tell pictures
+    apart. Blocks are known by timm's `has_skip`; trunks without it stay as they are.
+    """
+    for block in trunk.modules():
+        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)] if getattr(block, "has_skip", False) else []
+        if norms:
+            nn.init.zeros_(norms[-1].weight)
 
 
 def load_trunk(trunk: nn.Module, path: str | Path) -> None:

@@ -50,6 +50,9 @@ class RDCD(Unregistered, nn.Module):
         queue_size: K of both queues.
         momentum: of the key encoder.
         temperature: τ of the contrastive term.
+        batch_negatives: the batch's other keys join the queue as negatives of both contrastive terms (published:
+            the queue alone). They are of the queries' own age and BatchNorm statistics, so those cannot give
+            the positive away.
         contrastive_weight, hard_negative_weight, relational_weight: λ_con, λ_HN, λ_rel; a term of
             weight 0 is not computed.
         hard_negative_form, hard_negative_epsilon: see `hard_negative_loss`.
@@ -61,13 +64,14 @@ class RDCD(Unregistered, nn.Module):
     """
 
     def __init__(self, student: Student, teacher: Teacher | None, *, queue_size: int = 65536, momentum: float = 0.99,
-                 temperature: float = 0.07, contrastive_weight: float = 1.0, hard_negative_weight: float = 5.0,
-                 relational_weight: float = 1.0, hard_negative_form: str = "tangent",
-                 hard_negative_epsilon: float = 1e-3, student_temperature: float = 0.04,
-                 teacher_temperature: float = 0.04, append_batch: bool = False, append_own: bool = False) -> None:
+                 temperature: float = 0.07, batch_negatives: bool = False, contrastive_weight: float = 1.0,
+                 hard_negative_weight: float = 5.0, relational_weight: float = 1.0,
+                 hard_negative_form: str = "tangent", hard_negative_epsilon: float = 1e-3,
+                 student_temperature: float = 0.04, teacher_temperature: float = 0.04, append_batch: bool = False,
+                 append_own: bool = False) -> None:
         super().__init__()
         self.contrastive_weight, self.hard_negative_weight = contrastive_weight, hard_negative_weight
-        self.relational_weight = relational_weight
+        self.relational_weight, self.batch_negatives = relational_weight, batch_negatives
         self.contrastive = {"temperature": temperature}
         self.hard_negative = {"form": hard_negative_form, "epsilon": hard_negative_epsilon}
         self.relational = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature,
@@ -99,7 +103,7 @@ class RDCD(Unregistered, nn.Module):
         Args:
             student: the online network (or its parallel wrapper).
             query, key: the two views, [B, 3, S, S] in [0, 1].
-            pictures: int [B], which picture each row shows (unused here: the queue has no labels).
+            pictures: int [B], which picture each row shows.
             gather: rows of all ranks.
         """
         if self.contrastive_weight:
@@ -108,15 +112,20 @@ class RDCD(Unregistered, nn.Module):
         embedding = student(query)
         total, terms = embedding.descriptors.new_zeros(()), {}
         if self.contrastive_weight:
-            queue, valid = self.student_queue.features, self.student_queue.valid
-            terms["contrastive"] = contrastive_loss(embedding.descriptors, keys, queue, valid=valid, **self.contrastive)
+            negatives, valid = self.student_queue.features, self.student_queue.valid
+            if self.batch_negatives:
+                negatives = torch.cat([negatives, gather(keys)])
+                others = pictures[:, None] != gather(pictures)[None, :]
+                valid = torch.cat([valid.expand(len(keys), -1), others], dim=1)
+            terms["contrastive"] = contrastive_loss(embedding.descriptors, keys, negatives, valid=valid,
+                                                    **self.contrastive)
             total = total + self.contrastive_weight * terms["contrastive"]
             if self.hard_negative_weight:
-                terms["hard_negative"] = hard_negative_loss(embedding.descriptors, queue, valid=valid,
+                terms["hard_negative"] = hard_negative_loss(embedding.descriptors, negatives, valid=valid,
                                                             **self.hard_negative)
                 total = total + self.contrastive_weight * self.hard_negative_weight * terms["hard_negative"]
             with torch.no_grad():
-                terms["nearest_negative"] = hardest_similarity(embedding.descriptors, queue, valid).mean()
+                terms["nearest_negative"] = hardest_similarity(embedding.descriptors, negatives, valid).mean()
         if self.relational_weight:
             targets = self.teacher(query)
             terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,

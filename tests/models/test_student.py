@@ -143,6 +143,32 @@ def test_trunk_weights_from_a_half_precision_file(tmp_path: Path, trunk: str, cl
     assert torch.isfinite(student.embed(PICTURES)).all()
 
 
+@pytest.mark.parametrize(("trunk", "blocks"), [
+    ("efficientnet_b0", 9), ("mobilenetv3_large_100", 10), ("test_vit", 0)])
+def test_zero_init_residual_makes_every_block_with_a_skip_the_identity(trunk: str, blocks: int) -> None:
+    student = make(trunk=trunk, zero_init_residual=True).train()
+    found = []
+    for block in student.trunk.modules():
+        if getattr(block, "has_skip", False):
+            block.register_forward_hook(lambda module, inputs, output: found.append(torch.equal(inputs[0], output)))
+    if trunk == "test_vit":
+        assert torch.equal(student.embed(PICTURES[..., :64]), make(trunk=trunk).train().embed(PICTURES[..., :64]))
+    else:
+        student.embed(PICTURES)
+    assert found == [True] * blocks
+    plain = make(trunk=trunk)  # one draw of random weights, whatever the option
+    changed = [name for name, value in student.state_dict().items() if "running" not in name and "tracked" not in name
+               and not torch.equal(value, plain.state_dict()[name])]
+    assert len(changed) == blocks and all(name.endswith(".weight") for name in changed)
+
+
+def test_zero_init_residual_leaves_pretrained_weights(tmp_path: Path) -> None:
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file(state, tmp_path / "trunk.safetensors")
+    student = make(pretrained=tmp_path / "trunk.safetensors", zero_init_residual=True)
+    assert all(torch.equal(value, state[name]) for name, value in student.trunk.state_dict().items())
+
+
 def test_random_weights_differ_from_the_file_and_between_seeds() -> None:
     one = make()
     torch.manual_seed(1)

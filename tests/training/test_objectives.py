@@ -58,10 +58,12 @@ def momentum_step(keys, online, momentum):
         theirs.data = momentum * theirs.data + (1 - momentum) * ours.data
 
 
-def test_six_steps_against_plain_losses_and_lists():
+@pytest.mark.parametrize("batch_negatives", [False, True])
+def test_six_steps_against_plain_losses_and_lists(batch_negatives):
     """Queues of 13 slots wrap around in the third step; slots not yet filled take no part."""
     network, guide = student(), teacher()
     objective = RDCD(network, guide, queue_size=13, momentum=0.6, temperature=0.11, contrastive_weight=0.7,
+                     batch_negatives=batch_negatives,
                      hard_negative_weight=4.0, relational_weight=1.3, hard_negative_form="clamp",
                      hard_negative_epsilon=2e-3, student_temperature=0.05, teacher_temperature=0.06).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
@@ -74,12 +76,17 @@ def test_six_steps_against_plain_losses_and_lists():
             keys, targets = keys_oracle(key).descriptors, guide(query)
         twin = copy.deepcopy(network)
         expected = twin(query)
-        negatives = student_list.rows(DIM)
-        terms = {"contrastive": contrastive_loss(expected.descriptors, keys, negatives, temperature=0.11),
+        negatives = [student_list.rows(DIM)] * BATCH
+        if batch_negatives:  # every query has negatives of its own: all keys but its positive
+            negatives = [torch.cat([rows, keys[:i], keys[i + 1:]]) for i, rows in enumerate(negatives)]
+        z = expected.descriptors
+        terms = {"contrastive": sum(contrastive_loss(z[i:i + 1], keys[i:i + 1], negatives[i], temperature=0.11)
+                                    for i in range(BATCH)) / BATCH,
                  "hard_negative": torch.zeros(()), "relational": torch.zeros(())}
+        if len(negatives[0]):
+            terms["hard_negative"] = sum(hard_negative_loss(z[i:i + 1], negatives[i], form="clamp", epsilon=2e-3)
+                                         for i in range(BATCH)) / BATCH
         if step:  # the lists start empty
-            terms["hard_negative"] = hard_negative_loss(expected.descriptors, negatives, form="clamp",
-                                                        epsilon=2e-3)
             terms["relational"] = relational_loss(expected.features, targets, teacher_list.rows(KD_DIM),
                                                   student_temperature=0.05, teacher_temperature=0.06)
         total = 0.7 * (terms["contrastive"] + 4.0 * terms["hard_negative"]) + 1.3 * terms["relational"]
@@ -95,10 +102,11 @@ def test_six_steps_against_plain_losses_and_lists():
         outcome.total.backward()
         student_list.check(objective.student_queue)  # read, not yet written
         teacher_list.check(objective.teacher_queue)
-        if step:
+        if step or batch_negatives:
             total.backward()
             for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
-                assert torch.allclose(ours.grad, theirs.grad, atol=1e-4, rtol=1e-3)
+                scale = theirs.grad.abs().max().clamp(min=1)
+                assert torch.allclose(ours.grad, theirs.grad, atol=1e-4 * float(scale), rtol=1e-3)
         outcome.remember()
         student_list.write(keys)
         teacher_list.write(targets)
@@ -138,6 +146,19 @@ def test_order_within_a_step(monkeypatch):
     for queue in (objective.student_queue, objective.teacher_queue):
         assert queue.filled == 2 * BATCH
         assert torch.equal(queue.features[:BATCH], -queue.features[BATCH:2 * BATCH])
+
+
+def test_the_same_picture_twice_in_a_batch_is_no_negative():
+    """Its second copy is left out, and keys of other ranks come in."""
+    network = student()
+    query, key = views(0)
+    pictures = torch.tensor([0, 1, 2, 3, 0])
+    objective = RDCD(network, None, queue_size=8, relational_weight=0, hard_negative_weight=0, batch_negatives=True)
+    keys, z = copy.deepcopy(network)(key).descriptors.detach(), network(query).descriptors
+    outcome = objective(network, query, key, pictures, gather=lambda x: torch.cat([x, x + 7 if x.ndim == 1 else -x]))
+    expected = [contrastive_loss(z[i:i + 1], keys[i:i + 1], torch.cat([keys[pictures != pictures[i]], -keys]))
+                for i in range(BATCH)]
+    assert torch.allclose(outcome.total, sum(expected) / BATCH, atol=1e-5)
 
 
 def test_options_reach_the_relational_loss():

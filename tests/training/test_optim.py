@@ -71,6 +71,34 @@ def steps(parameter, optimizer, gradients):
     return parameter.item()
 
 
+def test_muon_step_by_step():
+    """A matrix moves along the orthogonal factor of its momentum, whatever the gradient's size; a vector by AdamW.
+
+    Newton-Schulz only comes near that factor (singular values between about 0.7 and 1.2), hence the wide bound.
+    """
+    generator = torch.Generator().manual_seed(0)
+    matrix = nn.Parameter(torch.randn(6, 4, generator=generator, dtype=torch.float64))
+    vector = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    settings = {"lr": 0.1, "global_batch": 256, "total_steps": 10, "warmup_steps": 0, "weight_decay": 0.01}
+    optimizer, _ = optimizer_and_schedule([matrix, vector], algorithm="muon", momentum=0.8, **settings)
+    velocity = torch.zeros(6, 4, dtype=torch.float64)
+    for scale in (1.0, 100.0, 0.01):
+        before, vector_before = matrix.detach().clone(), vector.detach().clone()
+        matrix.grad = scale * torch.randn(6, 4, generator=generator, dtype=torch.float64)
+        vector.grad = torch.tensor([0.5, -0.2], dtype=torch.float64)
+        velocity = 0.8 * velocity + 0.2 * matrix.grad
+        left, _, right = torch.linalg.svd(0.8 * velocity + 0.2 * matrix.grad, full_matrices=False)
+        optimizer.step()
+        moved = (matrix.detach() - before * (1 - 0.1 * 0.01)) / (-0.1)
+        direction = left @ right
+        cosine = (moved * direction).sum() / moved.norm() / direction.norm()
+        assert cosine > 0.97
+        assert moved.norm() == pytest.approx(0.2 * math.sqrt(6) * direction.norm().item(), rel=0.3)
+        steps_of_vector = (vector_before * (1 - 0.1 * 0.01) - vector.detach()) / 0.1  # AdamW: about ±1 each
+        assert torch.equal(steps_of_vector.sign(), vector.grad.sign())
+        assert ((steps_of_vector.abs() > 0.5) & (steps_of_vector.abs() < 2.5)).all()
+
+
 def test_sgd_step_by_step():
     parameter, optimizer, _ = make(algorithm="sgd", warmup_steps=0, lr=0.1, momentum=0.8, weight_decay=0.01)
     value, velocity = 1.0, 0.0
@@ -91,5 +119,5 @@ def test_adamw_step_by_step():
 
 
 def test_unknown_algorithm_is_named_with_what_there_is():
-    with pytest.raises(UserError, match=r"algorithm='lars': expected 'sgd' or 'adamw'"):
+    with pytest.raises(UserError, match=r"algorithm='lars': expected one of sgd, adamw, muon"):
         make(algorithm="lars")
