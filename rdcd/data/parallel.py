@@ -1,6 +1,8 @@
-"""Map a function over many pictures in several processes; results come in order."""
+"""How the cores are used: several processes over many pictures, or compute threads beside loader workers."""
 
+import ctypes
 import os
+import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
+
+import torch
 
 from rdcd.data.progress import track
 from rdcd.errors import UserError
@@ -20,6 +24,41 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def available_cores() -> int:
     """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(device: str, *, threads: int | None = None) -> None:
+    """Prepare this process to compute beside loader workers; with a GPU, do nothing.
+
+    Compute threads that wait for a core taken by a worker slow each other several times, so half the cores compute
+    and `loader_workers` has the others.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: torch's compute threads; None: half the cores.
+    """
+    if device == "cpu":
+        torch.set_num_threads(threads or max(available_cores() // 2, 1))
+        keep_freed_memory()
+
+
+def loader_workers(workers: int | None, *, device: str) -> int:
+    """Return the number of loader processes: `workers`, or for None the cores computing leaves free, at most 8."""
+    if workers is not None:
+        return workers
+    return min(max(available_cores() - (torch.get_num_threads() if device == "cpu" else 0), 1), 8)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks, where it is the C library.
+
+    By default it returns them to the system, and every step fetches all its activations again, page by page.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names and numbers of malloc.h
+    for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+        mallopt(parameter, value)
 
 
 @contextmanager

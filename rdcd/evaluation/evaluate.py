@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rdcd.data.disc import Benchmark, open_benchmark, read_edit_families
 from rdcd.data.images import write_ledger
+from rdcd.data.parallel import share_cores
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.cases import ModelResult
 from rdcd.evaluation.extract import default_device, extract_descriptors, load_network
@@ -33,8 +34,8 @@ class DataRoot:
 
 
 def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = DataRoot(),
-             protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64, workers: int = 2,
-             device: str | None = None, keep_descriptors: bool = True) -> list[dict]:
+             protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64,
+             workers: int | None = None, device: str | None = None, keep_descriptors: bool = True) -> list[dict]:
     """Measure models on a benchmark; write metrics.csv, metrics.json, report.html; return the table's rows.
 
     Args:
@@ -49,6 +50,8 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     Raises:
         UserError: nothing to evaluate, or no benchmark.
     """
+    device = device or default_device()
+    share_cores(device)
     wanted = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     models: dict[str, Path | str] = {}
     runs = []
@@ -84,7 +87,7 @@ def evaluate_run(folder: Path, *, out: Path, benchmark: Benchmark, protocol: Pro
 
 
 def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol: Protocol, out: Path, title: str,
-            batch_size: int = 64, workers: int = 2, device: str | None = None, keep_descriptors: bool = False,
+            batch_size: int = 64, workers: int | None = None, device: str | None = None, keep_descriptors: bool = False,
             curves: Mapping | None = None, seed: int | None = None) -> list[dict]:
     """Measure models by name and write the results; the first model is the one the page shows.
 

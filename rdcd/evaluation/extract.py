@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.images import write_ledger
 from rdcd.data.manifest import Manifest
+from rdcd.data.parallel import loader_workers, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError
@@ -58,19 +59,21 @@ def assemble(pictures: Manifest, parts: Iterable[tuple[list[int], np.ndarray | N
 
 
 def extract_descriptors(network: torch.nn.Module, pictures: Manifest, *, size: int, resize: str = "square",
-                        batch_size: int = 64, workers: int = 2, device: str = "cpu",
+                        batch_size: int = 64, workers: int | None = None, device: str = "cpu",
                         label: str = "extract") -> tuple[Descriptors, list[BadImage]]:
     """Embed every picture; unreadable ones are listed in `Descriptors.missing` and returned as errors.
 
     Args:
         network: has `embed`, pictures [B, 3, H, W] in [0, 1] → [B, d], and `dim`.
         size, resize: see `Pictures`.
+        workers: loader processes; None: the cores that computing leaves free.
         label: what the progress line calls this.
 
     Raises:
         UserError: not one picture could be read.
     """
-    loader = picture_loader(pictures, size=size, resize=resize, batch_size=batch_size, workers=workers)
+    loader = picture_loader(pictures, size=size, resize=resize, batch_size=batch_size,
+                            workers=loader_workers(workers, device=device))
     network = network.to(device).eval()
     parts: list[tuple[list[int], np.ndarray | None]] = []
     bad: list[BadImage] = []
@@ -102,7 +105,7 @@ def load_network(path: str | Path) -> tuple[torch.nn.Module, dict]:
 
 
 def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str = "square",
-            batch_size: int = 64, workers: int = 2, device: str | None = None) -> Path:
+            batch_size: int = 64, workers: int | None = None, device: str | None = None) -> Path:
     """Write the descriptors of all pictures under a folder: the `rdcd extract` command.
 
     Args:
@@ -111,11 +114,13 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
         out: descriptor file to write; unreadable pictures are listed beside it in `bad_files.csv`.
         size: side in pixels; None: the card's.
     """
+    device = device or default_device()
+    share_cores(device)
     network, card = load_network(model)
     pictures = Manifest.of_folder(images)
     size = size or card["preprocessing"]["size"]
     descriptors, bad = extract_descriptors(network, pictures, size=size, resize=resize, batch_size=batch_size,
-                                           workers=workers, device=device or default_device())
+                                           workers=workers, device=device)
     write_descriptors(out, descriptors)
     print(f"{out}: {len(descriptors.names)} descriptors of {descriptors.vectors.shape[1]} numbers, {size} px {resize}")
     if bad:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, open_benchmark, open_training
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import available_cores
+from rdcd.data.parallel import loader_workers
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError
-from rdcd.evaluation.extract import picture_loader
+from rdcd.evaluation.extract import default_device, picture_loader
 from rdcd.evaluation.protocols import Protocol
 
 
@@ -61,11 +60,7 @@ class DataSettings:
     @property
     def worker_count(self) -> int:
         """Number of loader processes."""
-        if self.workers is not None:
-            return self.workers
-        cores = available_cores()
-        computing = 0 if torch.cuda.is_available() else torch.get_num_threads()
-        return min(max(cores - computing, 1), 8)
+        return loader_workers(self.workers, device=default_device())
 
 
 class DataModule(pl.LightningDataModule):

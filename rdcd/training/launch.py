@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import available_cores
+from rdcd.data.parallel import share_cores
 from rdcd.data.views import Augment, EpochSampler
 from rdcd.errors import UserError
 from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
@@ -49,8 +49,7 @@ class TrainerSettings:
         precision: Lightning's, `32-true`, `bf16-mixed` or `16-mixed`.
         accelerator: Lightning's, `auto`, `cpu` or `gpu`.
         channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
-        threads: torch's compute threads on a CPU; None: half the cores, so that loader workers have the
-            others (compute threads that wait for a core taken by a worker slow each other several times).
+        threads: torch's compute threads on a CPU; None: half the cores, loader workers have the others.
     """
 
     epochs: int = 100
@@ -142,8 +141,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
         UserError: settings that cannot work, each said.
     """
     started = time.monotonic()
-    if _device(trainer) == "cpu":
-        torch.set_num_threads(trainer.threads or max(available_cores() // 2, 1))
+    share_cores(_device(trainer), threads=trainer.threads)
     folder = find_run(resume) if resume else _new_folder(run_dir, name)
     config = provenance.run_config()
     if config and not resume:

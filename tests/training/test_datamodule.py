@@ -12,7 +12,7 @@ from rdcd.data.images import open_image
 from rdcd.data.views import to_tensor
 from rdcd.errors import UserError
 from rdcd.evaluation.protocols import Protocol
-from rdcd.training.datamodule import DataModule, DataSettings, available_cores
+from rdcd.training.datamodule import DataModule, DataSettings
 
 
 def make(root, *, workers=0, seed=3, batch_size=7, augment=None, pictures=None):
@@ -111,15 +111,5 @@ def test_numbers_out_of_range_are_said(name, value, least):
         DataSettings(**{name: value})
 
 
-def test_workers_leave_cores_to_computing(monkeypatch):
-    assert DataSettings(workers=0).worker_count == 0
+def test_given_workers_are_taken():
     assert DataSettings(workers=5).worker_count == 5
-    assert 1 <= available_cores()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for cores, threads, expected in ((16, 4, 8), (8, 3, 5), (2, 1, 1), (1, 1, 1), (4, 8, 1)):
-        monkeypatch.setattr("rdcd.training.datamodule.available_cores", lambda: cores)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        assert DataSettings().worker_count == expected
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("rdcd.training.datamodule.available_cores", lambda: 6)
-    assert DataSettings().worker_count == 6

@@ -1,0 +1,61 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rdcd.data import parallel
+from rdcd.data.parallel import available_cores, keep_freed_memory, loader_workers, process_map, share_cores
+from rdcd.errors import UserError
+
+
+def test_workers_leave_cores_to_computing(monkeypatch):
+    assert loader_workers(5, device="cpu") == 5 and loader_workers(0, device="cuda") == 0
+    assert 1 <= available_cores()
+    for cores, threads, expected in ((16, 4, 8), (8, 3, 5), (2, 1, 1), (1, 1, 1), (4, 8, 1)):
+        monkeypatch.setattr(parallel, "available_cores", lambda: cores)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        assert loader_workers(None, device="cpu") == expected
+    monkeypatch.setattr(parallel, "available_cores", lambda: 6)
+    assert loader_workers(None, device="cuda") == 6  # computing happens elsewhere
+
+
+@pytest.mark.parametrize(("cores", "asked", "expected"), [(1, None, 1), (2, None, 1), (9, None, 4), (2, 3, 3)])
+def test_half_the_cores_compute_on_a_cpu(monkeypatch, cores, asked, expected):
+    said = []
+    monkeypatch.setattr(parallel, "available_cores", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    share_cores("cpu", threads=asked)
+    share_cores("cuda", threads=asked)
+    assert said == [expected]
+
+
+def test_kept_memory_is_not_fetched_again():
+    """Minor page faults of steps that each take 64 MB: thousands when every step fetches its memory anew."""
+    code = ("import resource, sys, torch; from rdcd.data.parallel import keep_freed_memory\n"
+            "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+            "def step(): torch.ones(16, 1024, 1024)\n"
+            "step(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "for _ in range(20): step()\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
+    faults = {how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True,
+                                      check=True).stdout) for how in ("keep", "plain")}
+    if parallel.platform.libc_ver()[0] == "glibc":
+        assert faults["keep"] * 10 < faults["plain"]
+    else:
+        assert faults["keep"] >= 0
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(parallel.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: pytest.fail("called"))
+    keep_freed_memory()
+
+
+def test_results_come_in_order_and_fewer_than_one_process_is_refused():
+    for workers in (1, 2):
+        with process_map(workers) as run:
+            assert list(run(abs, [-3, 2, -1], "numbers")) == [3, 2, 1]
+    with pytest.raises(UserError, match="workers=0"):
+        with process_map(0):
+            pass
