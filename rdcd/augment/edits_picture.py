@@ -25,11 +25,18 @@ Parameters = dict[str, object]
 def augly() -> ModuleType:
     """Import AugLy's picture functions when the first edit needs them.
 
+    It asks for libmagic: the system's or, where there is none, pylibmagic's. That package changes `ctypes` and the
+    environment when it is imported, so only then.
+
     Raises:
-        UserError: it does not import; python-magic, which it needs, wants the system's libmagic.
+        UserError: it does not import all the same.
     """
     try:
-        import augly.image
+        try:
+            import augly.image
+        except ImportError:
+            import pylibmagic  # noqa: F401
+            import augly.image
     except ImportError as error:
         raise UserError(f"AugLy, which edits the queries, does not import ({error}); if libmagic is what it misses: "
                         "`apt-get install libmagic1` on Debian and Ubuntu, `brew install libmagic` on macOS") from error

@@ -3,7 +3,9 @@
 import io
 import json
 import random
+import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -276,7 +278,30 @@ def test_mistakes_are_told():
         check_families([])
 
 
+@pytest.mark.skipif(find_spec("pylibmagic") is None, reason="pylibmagic has no wheel for this machine")
+def test_a_library_from_a_package_serves_where_the_system_has_none():
+    code = """
+import ctypes, ctypes.util
+find, load = ctypes.util.find_library, ctypes.CDLL.__init__
+def absent(self, name, *rest, **words):
+    if name == "libmagic.so.1":
+        raise OSError("not there")
+    load(self, name, *rest, **words)
+ctypes.util.find_library = lambda name: None if name == "magic" else find(name)
+ctypes.CDLL.__init__ = absent
+from PIL import Image
+from rdcd.augment.edits_picture import augly
+print(augly().hflip(Image.new("RGB", (4, 4))).size)
+import magic
+print(magic.libmagic._name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("(4, 4)") and "pylibmagic" in result.stdout
+
+
 def test_a_missing_system_library_is_named_with_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "augly.image", None)  # importing it now raises ImportError
+    for module in ("augly.image", "pylibmagic"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ImportError
     with pytest.raises(UserError, match="apt-get install libmagic1"):
         alone.augly.__wrapped__()
