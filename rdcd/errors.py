@@ -1,4 +1,6 @@
-"""The one error type whose message is written for the person at the keyboard."""
+"""The one error type whose message is written for the person at the keyboard, and the check of a number."""
+
+import numbers
 
 
 class UserError(ValueError):
@@ -18,3 +20,27 @@ class BadImage(UserError):
 
     def __reduce__(self):  # crosses process boundaries in loader workers
         return BadImage, (self.path, self.reason)
+
+
+def check_number(key: str, value: object, least: float, most: float | None = None, *, whole: bool = True,
+                 above: bool = False, null: str | None = None) -> None:
+    """Refuse a setting that is no number or out of range.
+
+    Args:
+        key: how the user writes the setting.
+        least, most: bounds, both allowed; `most` None: no upper bound.
+        whole: whether only whole numbers will do.
+        above: whether `least` itself is refused.
+        null: what None stands for; None: a number is needed.
+
+    Raises:
+        UserError: naming the setting, the value and what was expected.
+    """
+    if value is None and null is not None:
+        return
+    number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if number and (least < value if above else least <= value) and (most is None or value <= most):
+        return
+    raise UserError(f"{key}={value}: expected a {'whole ' * whole}number {'above' if above else 'of at least'} {least:g}"
+                    + (f" and at most {most:g}" if most is not None else "")
+                    + (f", or null for {null}" if null is not None else ""))

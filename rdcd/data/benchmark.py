@@ -14,7 +14,7 @@ from rdcd.data.benchmark_files import draw_split, write_benchmark
 from rdcd.data.folder import LEAST_SIDE, Split, split_folder
 from rdcd.data.images import find_images
 from rdcd.data.parallel import process_map
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.files import write_json
 from rdcd.provenance import provenance
 
@@ -109,9 +109,7 @@ def _check_places(*, source: str, out: Path, photos: Path | None, train_photos: 
 def _check_numbers(*, edits: Sequence[int], **numbers: tuple[int | None, int]) -> None:
     """Refuse a number, given as name=(value, least), that is too small or no number; None is any default."""
     for name, (value, least) in numbers.items():
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise UserError(f"{name}={value}: expected a whole number of at least {least}"
-                            + ("" if name in ("seed", "size") else ", or null for the default"))
+        check_number(name, value, least, null=None if name in ("seed", "size") else "the default")
     if len(edits) != 2 or not 1 <= edits[0] <= edits[1]:
         raise UserError(f"edits={list(edits)}: expected [fewest,most], 1 <= fewest <= most, such as [1,4]")
 

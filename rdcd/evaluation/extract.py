@@ -13,7 +13,7 @@ from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
-from rdcd.errors import BadImage, UserError
+from rdcd.errors import BadImage, UserError, check_number
 from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import load_student
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
@@ -72,6 +72,9 @@ def extract_descriptors(network: torch.nn.Module, pictures: Manifest, *, size: i
     Raises:
         UserError: not one picture could be read.
     """
+    check_number("size", size, 1)
+    check_number("batch_size", batch_size, 1)
+    check_number("workers", workers, 0, null="the free cores")
     loader = picture_loader(pictures, size=size, resize=resize, batch_size=batch_size,
                             workers=loader_workers(workers, device=device))
     network = network.to(device).eval()

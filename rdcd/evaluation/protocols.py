@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.knn import check_candidates
 from rdcd.retrieval.score_norm import parse_score_norm
 
 _ANY_DIM = 4096  # a descriptor size that no codec written for a real one exceeds
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -38,6 +39,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates, self.k)
+        check_number("protocol.size", self.size, 1, null="what the student's card says")
         for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
             values = getattr(self, name)
             if isinstance(values, str) or not values:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.models.gem import GeM
 
 
@@ -49,9 +49,9 @@ class Student(nn.Module):
                  mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
                  std: tuple[float, float, float] = IMAGENET_DEFAULT_STD) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("kd_dim", kd_dim)):
-            if value is not None and value < 1:
-                raise UserError(f"student.{name}={value}: expected a positive size, such as 256")
+        check_number("student.dim", dim, 1, null="no projector")
+        check_number("student.kd_dim", kd_dim, 1)
+        check_number("student.gem_p", gem_p, 0, whole=False, above=True)
         self.architecture = {"trunk": trunk, "dim": dim, "kd_dim": kd_dim, "gem_p": gem_p,
                              "mean": list(mean), "std": list(std)}
         self.trunk = _build_trunk(trunk, pretrained)

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.retrieval.descriptors import Descriptors
 
 CANDIDATES = ("per_query", "global")
@@ -71,8 +71,7 @@ def check_candidates(candidates: str, k: int) -> None:
     """Raise UserError unless `candidates` is one of CANDIDATES and `k` a whole number from 1."""
     if candidates not in CANDIDATES:
         raise UserError(f"candidates={candidates}: expected one of {', '.join(CANDIDATES)}")
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k={k}: expected a whole number from 1, the candidates per query")
+    check_number("k", k, 1)
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int, *,

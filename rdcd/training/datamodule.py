@@ -11,7 +11,7 @@ from rdcd.data.disc import Benchmark, open_benchmark, open_training
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import default_device, picture_loader
 from rdcd.evaluation.protocols import Protocol
 
@@ -40,10 +40,10 @@ class DataSettings:
     pictures: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("batch_size", 1), ("workers", 0), ("pictures", 1)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f"data.{name}={value}: expected a whole number of at least {least}")
+        check_number("data.size", self.size, 1)
+        check_number("data.batch_size", self.batch_size, 1)
+        check_number("data.workers", self.workers, 0, null="the free cores")
+        check_number("data.pictures", self.pictures, 1, null="all")
 
     def open(self, protocol: Protocol) -> tuple[Path, Manifest, Benchmark | None]:
         """Return (root, training pictures, benchmark); a plain folder of pictures has no benchmark."""

@@ -22,7 +22,7 @@ from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import share_cores
 from rdcd.data.views import Augment, EpochSampler
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
 from rdcd.evaluation.extract import default_device
 from rdcd.evaluation.protocols import Protocol
@@ -62,10 +62,10 @@ class TrainerSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("validate_every", 0), ("log_every", 1), ("threads", 1)):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least or name == "threads" and value is None):
-                raise UserError(f"trainer.{name}={value}: expected a whole number of at least {least}")
+        check_number("trainer.epochs", self.epochs, 1)
+        check_number("trainer.validate_every", self.validate_every, 0)
+        check_number("trainer.log_every", self.log_every, 1)
+        check_number("trainer.threads", self.threads, 1, null="half the cores")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     Raises:
         UserError: settings that cannot work, each said.
     """
+    check_number("seed", seed, 0, 2**32 - 1)
     started = time.monotonic()
     share_cores(_device(trainer), threads=trainer.threads)
     folder = find_run(resume) if resume else _new_folder(run_dir, name)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdcd.data.disc import Benchmark
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
@@ -36,9 +36,8 @@ class Optimization:
         if self.algorithm not in ALGORITHMS:
             raise UserError(f"optimization.algorithm={self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip", "projector_factor"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and value >= 0 or name == "clip" and value is None):
-                raise UserError(f"optimization.{name}={value}: expected a number of at least 0, such as 1.0e-3")
+            check_number(f"optimization.{name}", getattr(self, name), 0, 1 if name == "momentum" else None, whole=False,
+                         null="no bound" if name == "clip" else None)
 
 
 class CopyDetection(pl.LightningModule):

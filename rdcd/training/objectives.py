@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_number
 from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
 from rdcd.losses.hard_negative import hardest_similarity
 from rdcd.models.momentum import MomentumEncoder
@@ -77,6 +77,15 @@ class RDCD(Unregistered, nn.Module):
         self.relational = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature,
                            "append_batch": append_batch, "append_own": append_own}
         kd_dim = student.architecture["kd_dim"]
+        check_number("loss.queue_size", queue_size, 1)
+        check_number("loss.momentum", momentum, 0, 1, whole=False)
+        for name, value in (("contrastive_weight", contrastive_weight), ("hard_negative_weight", hard_negative_weight),
+                            ("relational_weight", relational_weight)):
+            check_number(f"loss.{name}", value, 0, whole=False)
+        for name, value in (("temperature", temperature), ("student_temperature", student_temperature),
+                            ("teacher_temperature", teacher_temperature),
+                            ("hard_negative_epsilon", hard_negative_epsilon)):
+            check_number(f"loss.{name}", value, 0, whole=False, above=True)
         if not (contrastive_weight or relational_weight):
             raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train "
                             "for: set one of them above 0")
@@ -154,6 +163,8 @@ class SSCD(nn.Module):
     def __init__(self, student: Student, teacher: Teacher | None = None, *, temperature: float = 0.05,
                  entropy_weight: float = 30.0) -> None:
         super().__init__()
+        check_number("loss.temperature", temperature, 0, whole=False, above=True)
+        check_number("loss.entropy_weight", entropy_weight, 0, whole=False)
         self.options = {"temperature": temperature, "entropy_weight": entropy_weight}
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,

@@ -37,7 +37,7 @@ def test_is_frozen() -> None:
     ({"score_norms": ["x"]}, "score normalization 'x' not understood"),
     ({"score_norms": []}, r"protocol.score_norms=\[\]"),
     ({"candidates": "all"}, "candidates=all: expected one of"),
-    ({"k": 0}, "k=0: expected a whole number from 1")])
+    ({"k": 0}, "k=0: expected a whole number of at least 1")])
 def test_what_is_not_understood_is_said_at_once(options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Protocol(**options)

@@ -231,7 +231,7 @@ def test_unknown_and_unfit_trunks_are_said(trunk: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["dim", "kd_dim"])
 def test_sizes_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=f"student.{name}=0: expected a positive size"):
+    with pytest.raises(UserError, match=f"student.{name}=0: expected a whole number of at least 1"):
         make(**{name: 0})
 
 

@@ -140,7 +140,7 @@ def test_a_long_search_shows_a_bar_on_stderr(monkeypatch, capsys):
 
 @pytest.mark.parametrize("options, message", [
     ({"candidates": "best"}, "candidates=best: expected one of per_query, global"),
-    ({"k": 0}, "k=0: expected a whole number from 1"),
+    ({"k": 0}, "k=0: expected a whole number of at least 1"),
     ({"k": 2.5}, "k=2.5: expected a whole number"),
     ({"k": True}, "k=True"),
 ])

@@ -76,3 +76,15 @@ def test_trainer_settings_that_cannot_work_are_said(benchmark_root, plain_run, t
     with pytest.raises(UserError, match=f"{name}={value}"):
         go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")),
            trainer=settings(**{name: value}), augment=Breaks(0))
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
+    ({"student": partial(Student, trunk="test_efficientnet", dim=8, kd_dim=None, gem_p=0)},
+     "student.gem_p=0: expected a number above 0"),
+    ({"loss": partial(RDCD, queue_size=0)}, "loss.queue_size=0: expected a whole number of at least 1"),
+    ({"loss": partial(RDCD, momentum=2)}, "loss.momentum=2: expected a number of at least 0 and at most 1"),
+    ({"loss": partial(RDCD, temperature=0)}, "loss.temperature=0: expected a number above 0"),
+    ({"loss": partial(RDCD, relational_weight="much")}, "loss.relational_weight=much: expected a number")])
+def test_numbers_that_cannot_work_are_refused(benchmark_root, tmp_path, changes, said):
+    refuse(said, benchmark_root, tmp_path / "run", **changes)
