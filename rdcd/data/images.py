@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -61,16 +62,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """List the pictures under `folder`, nested ones included, sorted by path.
+    """List the pictures under `folder`, those in nested and linked folders included, sorted by path.
 
     Raises:
         UserError: the folder does not exist or holds no picture.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: expected a folder of pictures; check the path (relative ones start at {Path.cwd()})")
-    found = sorted(p for p in folder.rglob("*")
-                   if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file())
+        raise UserError(f"no folder {folder}: expected a folder of pictures; check the path "
+                        f"(relative ones start at {Path.cwd()})")
+    found, seen = [], set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        if real in seen:  # a link back up, or a second one to the same place
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        paths = (Path(top, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    found.sort()
     if not found:
         raise UserError(f"no pictures under {folder}: expected files ending in {', '.join(EXTENSIONS)}")
     return found

@@ -133,8 +133,9 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     shown = [{name: value for name, value in row.items() if name != "candidates"} for row in rows]
     console.print(metrics_table(shown, title=record["protocol"]))
     if bad:
-        write_ledger(out / "bad_files.csv", bad)
-        print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {out / 'bad_files.csv'} lists them")
+        ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
+        write_ledger(ledger, bad)
+        print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {ledger} lists them")
     print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
     return rows
 

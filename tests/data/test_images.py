@@ -194,6 +194,21 @@ def test_find_images_sorted_nested_and_without_others(plain: Image.Image, tmp_pa
     assert found == ["b/c/a.PNG", "b/y.WebP", "z.jpg"]
 
 
+def test_find_images_follows_links_once(tmp_path: Path) -> None:
+    """Shards are often linked from other disks; a link back up must not go round for ever."""
+    (tmp_path / "disk" / "shard").mkdir(parents=True)
+    (tmp_path / "disk" / "shard" / "a.jpg").write_bytes(b"")
+    root = tmp_path / "root"
+    (root / "refs_0").mkdir(parents=True)
+    (root / "refs_0" / "b.jpg").write_bytes(b"")
+    (root / "refs_0" / "up").symlink_to(root)
+    (root / "refs_1").symlink_to(tmp_path / "disk" / "shard")
+    (root / "refs_1_again").symlink_to(tmp_path / "disk" / "shard")
+    (root / "c.jpg").symlink_to(tmp_path / "disk" / "shard" / "a.jpg")
+    found = [path.relative_to(root).as_posix() for path in find_images(root)]
+    assert found == ["c.jpg", "refs_0/b.jpg", "refs_1/a.jpg"]
+
+
 def test_find_images_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no folder {tmp_path}/no: expected a folder of pictures"):
         find_images(tmp_path / "no")

@@ -125,6 +125,7 @@ def test_picture_that_does_not_decode_is_listed_and_the_run_goes_on(damaged, pla
     run = go(root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")))
     assert [row["path"] for row in rows(run, "bad_files.csv")] == [str(picture)]
     assert rows(run, "bad_files.csv")[0]["reason"]
+    assert [row["path"] for row in rows(run, "bad_files_evaluation.csv")] == [str(picture)]  # also a background
     said = capsys.readouterr().out
     assert said.count(f"{picture}: ") == 1 and "the next picture takes its place" in said
     assert len(rows(run)) == 6  # student, teacher and untrained student, two rows each
