@@ -18,11 +18,7 @@ from rdcd.training.spread import effective_rank
 
 @dataclass(frozen=True)
 class Optimization:
-    """The recipe of METHOD §3; lr is for a global batch of 256; `clip` bounds the gradient's norm.
-
-    `projector_factor` scales the projector's learning rate. In runs of a thousand steps its bias otherwise runs
-    ahead of the queue's older keys, which lowers the contrastive terms without telling pictures apart.
-    """
+    """The recipe of METHOD §3; lr is for a global batch of 256; `clip` bounds the gradient's norm."""
 
     algorithm: str = "sgd"
     lr: float = 1.0
@@ -30,12 +26,11 @@ class Optimization:
     weight_decay: float = 1e-6
     warmup_epochs: float = 5.0
     clip: float | None = None
-    projector_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise UserError(f"optimization.algorithm={self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip", "projector_factor"):
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip"):
             check_number(f"optimization.{name}", getattr(self, name), 0, 1 if name == "momentum" else None, whole=False,
                          null="no bound" if name == "clip" else None)
 
@@ -70,11 +65,8 @@ class CopyDetection(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.optimization
-        projector = [] if self.student.projector is None else list(self.student.projector.parameters())
-        held = {id(p) for p in projector}
         optimizer, schedule = optimizer_and_schedule(
-            [p for p in self.student.parameters() if id(p) not in held], slow=projector,
-            slow_factor=o.projector_factor, algorithm=o.algorithm, lr=o.lr, global_batch=self.global_batch,
+            self.student.parameters(), algorithm=o.algorithm, lr=o.lr, global_batch=self.global_batch,
             total_steps=self.epochs * self.steps_per_epoch, warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
             momentum=o.momentum, weight_decay=o.weight_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -21,8 +21,7 @@ def schedule_factor(step: int, *, total: int, warmup: int) -> float:
 
 def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str = "sgd", lr: float,
                            global_batch: int, total_steps: int, warmup_steps: int, momentum: float = 0.9,
-                           weight_decay: float = 1e-6, slow: Iterable[nn.Parameter] = (), slow_factor: float = 1.0,
-                           ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+                           weight_decay: float = 1e-6) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return the optimizer and its per-step schedule.
 
     Args:
@@ -34,21 +33,17 @@ def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str
         total_steps, warmup_steps: length of the schedule and of its rise, in steps.
         momentum: of SGD and Muon.
         weight_decay: L2 penalty of SGD, decoupled decay of the others.
-        slow: further parameters, whose learning rate is `slow_factor` times the others'.
 
     Raises:
         UserError: another algorithm.
     """
     lr = lr * global_batch / 256
-    groups: list[dict] = [{"params": list(parameters), "lr": lr}]
-    if slow := list(slow):
-        groups.append({"params": slow, "lr": lr * slow_factor})
     if algorithm == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     elif algorithm == "adamw":
-        optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     elif algorithm == "muon":
-        optimizer = Muon(groups, momentum=momentum, nesterov=True, weight_decay=weight_decay)
+        optimizer = Muon(parameters, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
     else:
         raise UserError(f"trainer.optimization.algorithm={algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
     warmup = min(warmup_steps, total_steps)

@@ -9,6 +9,7 @@ from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
 
 from rdcd.errors import UserError
 from rdcd.training.launch import TeacherFile
+from rdcd.training.module import Optimization
 
 
 @pytest.mark.parametrize("views, stage", [(VIEWS + 20, "teacher"), (3 * VIEWS + 20, "student")])
@@ -71,3 +72,13 @@ def test_checkpoint_cut_short_is_said_on_resume(benchmark_root, plain_run, tmp_p
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match="last.ckpt .1,000 bytes. is not a readable checkpoint"):
         go(benchmark_root, resume=str(folder), augment=Breaks(0))
+
+
+def test_muon_continues_like_the_others(benchmark_root, plain_run, tmp_path):
+    options = {"teacher": TeacherFile(str(plain_run / "teacher")),
+               "trainer": settings(optimization=Optimization(algorithm="muon", lr=0.05, warmup_epochs=0.0))}
+    whole = go(benchmark_root, tmp_path / "whole", **options)
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, tmp_path / "cut", augment=Breaks(VIEWS + 20), **options)
+    assert same_weights(whole, go(benchmark_root, resume=str(tmp_path / "cut"), **options))
+    assert not same_weights(whole, plain_run)
