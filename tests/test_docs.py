@@ -33,6 +33,9 @@ def shrunk(command: str, places: dict[str, str]) -> list[str]:
         words = ["sh", str(ROOT / "train.sh"), *words[2:]]
         if "--multirun" not in words and not any(word.startswith("data.root") for word in words):
             return words + ([] if "experiment=smoke" in words else ["experiment=smoke"])
+        if "experiment=" in command:  # of photographs: an experiment chooses its own teacher and loss
+            alone = "teacher.path" not in command
+            return [*words, *(word for word in TINY if not (alone and word.startswith("loss.")))]
         return [*words, *TINY, *([] if "teacher.path" in command else ["teacher=none", "loss.relational_weight=0"])]
     if words[:2] == ["sh", "disc_eval.sh"]:
         return ["sh", str(ROOT / "disc_eval.sh"), *words[2:], "workers=0"]

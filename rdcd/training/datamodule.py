@@ -24,6 +24,8 @@ class DataSettings:
         root: dataset root in the DISC layout, or any folder of pictures; None: `synthetic` makes one.
         synthetic: called without arguments, draws the embedded benchmark and returns its root.
         size: side of the training views, in pixels.
+        test_size: side of pictures at validation, and in the student's card, in pixels; None: as `size`. Larger is
+            better: random crops show things larger than whole pictures do (Touvron et al. 2019).
         batch_size: pictures a step on one device.
         workers: loader processes; None: the cores that computing leaves free, at most eight.
         pictures: use only the first so many training pictures; None: all.
@@ -35,12 +37,14 @@ class DataSettings:
     root: str | None = None
     synthetic: Callable[[], Path] | None = None
     size: int = 224
+    test_size: int | None = None
     batch_size: int = 256
     workers: int | None = None
     pictures: int | None = None
 
     def __post_init__(self) -> None:
         check_number("data.size", self.size, 1)
+        check_number("data.test_size", self.test_size, self.size, null="as data.size")
         check_number("data.batch_size", self.batch_size, 1)
         check_number("data.workers", self.workers, 0, null="the free cores")
         check_number("data.pictures", self.pictures, 1, null="all")

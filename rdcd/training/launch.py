@@ -165,7 +165,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
         guide = Teacher(network)
     _seed(seed)
     made = _make_student(student, guide)
-    size = protocol.size or data.size
+    size = protocol.size or data.test_size or data.size
     untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize,
                              card={"training": {"seed": seed, "steps": 0}})
     objective = loss(made, guide)
@@ -195,7 +195,7 @@ def _train_teacher(run: _Run, teacher: TrainedHere, data: DataSettings) -> Path:
     network = _make_student(teacher.student, None)
     settings = DataSettings(**(vars(data) | {"batch_size": teacher.batch_size}))
     return _fit(run, folder, network, teacher.loss(network, None), teacher.trainer, settings, label="teacher",
-                size=run.protocol.size or data.size, card={})
+                size=run.protocol.size or data.test_size or data.size, card={})
 
 
 def _make_student(student: partial, guide: Teacher | None) -> Student:

@@ -113,3 +113,9 @@ def test_numbers_out_of_range_are_said(name, value, least):
 
 def test_given_workers_are_taken():
     assert DataSettings(workers=5).worker_count == 5
+
+
+def test_pictures_are_not_tested_smaller_than_they_are_trained():
+    assert DataSettings(size=64, test_size=96).test_size == 96
+    with pytest.raises(UserError, match="data.test_size=96: expected a whole number of at least 224"):
+        DataSettings(size=224, test_size=96)

@@ -120,6 +120,16 @@ def test_plain_folder_trains_without_a_table(benchmark_root, tmp_path, capsys):
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_test_size_is_the_cards_unless_the_protocol_has_one(benchmark_root, plain_run, tmp_path):
+    for number, (protocol, size) in enumerate(((Protocol(), 48), (Protocol(size=40), 40))):
+        run = go(benchmark_root, tmp_path / str(number), data={"test_size": 48}, protocol=protocol,
+                 teacher=TeacherFile(str(plain_run / "teacher")), trainer=settings(epochs=1))
+        cards = [json.loads((run / f"{name}.json").read_text()) for name in ("student", "untrained")]
+        assert [card["preprocessing"]["size"] for card in cards] == [size] * 2
+        sizes = json.loads((run / "metrics.json").read_text())["provenance"]["sizes"]
+        assert sizes["student"] == size and sizes["teacher"] == (protocol.size or 32)  # as it was trained
+
+
 def test_picture_that_does_not_decode_is_listed_and_the_run_goes_on(damaged, plain_run, tmp_path, capsys):
     root, picture = damaged("train", number=3)
     run = go(root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")))
