@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,10 +59,13 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
     from rdcd.data.synthetic import draw_picture
 
     monkeypatch.chdir(place)
-    (place / "photos").mkdir()
-    for seed in range(60):
-        draw_picture(seed, size=48).save(place / "photos" / f"{seed}.png")
-    places = {"DIR": "photos", "ROOT": "root", "RUN": "run", "TEACHER_RUN": "run"}
+    for folder, seeds in (("photos", range(60)), ("more", range(60, 80))):
+        (place / folder).mkdir()
+        for seed in seeds:
+            draw_picture(seed, size=48).save(place / folder / f"{seed}.png")
+    save_file(timm.create_model("mobilenetv2_100", num_classes=0).state_dict(), place / "trunk.safetensors")
+    places = {"DIR": "photos", "DIR2": "more", "ROOT": "root", "PHOTOS": "benchmark", "TRUNK": "trunk.safetensors",
+              "RUN": "run", "TEACHER_RUN": "run"}
     environment = os.environ | {"RDCD_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = []

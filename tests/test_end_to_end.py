@@ -136,6 +136,17 @@ def test_evaluate_of_single_files(place, tmp_path):
     assert found[4:] == [row for row in flat if row["model"] == "thumbnail"]
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(place, tmp_path):
+    teacher = f"{place}/teacher/student.safetensors"
+    again = shutil.copytree(place / "teacher", tmp_path / "teacher") / "student.safetensors"
+    assert rdcd_main("evaluate", f"checkpoint=[{place}/student.safetensors,{teacher},{again}]", "data.root=bench",
+                     f"out={tmp_path}/out", "workers=0", "device=cpu", "protocol.codecs=[Flat]",
+                     "protocol.score_norms=[null]", "protocol.size=32") == 0
+    models = [row["model"] for row in rows(tmp_path / "out" / "metrics.csv")]
+    assert models == [f"{place.name} student", "teacher student", str(again)]
+    assert len(list((tmp_path / "out" / "descriptors").glob("*/query.h5"))) == 3  # none beside the weights
+
+
 def test_evaluate_of_two_runs_keeps_them_apart(place, tmp_path):
     """Also where their folders have one name."""
     other = shutil.copytree(place, tmp_path / "elsewhere" / place.name)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
             models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
         else:
             name = Path(item).stem
+            if sum(Path(other).stem == name for other in wanted) > 1:  # files of one name: their folders tell them apart
+                name = f"{Path(item).parent.name} {name}"
             models[name if name not in models else str(item)] = item if item == "thumbnail" else Path(item)
     root = data.root or next((read_run(run)["data_root"] for run in runs), None)
     if root is None:
@@ -107,7 +110,8 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
                 device=device or default_device(), label=f"{name}: {role}")
             bad += unreadable
             if keep_descriptors:
-                write_descriptors(out / "descriptors" / name.replace(" ", "-") / f"{role}.h5", found[role])
+                folder = re.sub(r"[^\w.]+", "-", name).strip("-.")  # a name may be a path
+                write_descriptors(out / "descriptors" / folder / f"{role}.h5", found[role])
         scored = _score(name, found, benchmark.pairs, protocol)
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
