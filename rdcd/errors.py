@@ -41,6 +41,7 @@ def check_number(key: str, value: object, least: float, most: float | None = Non
     number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     if number and (least < value if above else least <= value) and (most is None or value <= most):
         return
-    raise UserError(f"{key}={value}: expected a {'whole ' * whole}number {'above' if above else 'of at least'} {least:g}"
+    bound = f"{'above' if above else 'of at least'} {least:g}"
+    raise UserError(f"{key}={value}: expected a {'whole ' * whole}number {bound}"
                     + (f" and at most {most:g}" if most is not None else "")
                     + (f", or null for {null}" if null is not None else ""))

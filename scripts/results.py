@@ -24,7 +24,8 @@ def rows(selection: str) -> list[dict]:
 
 def table(selections: list[str]) -> str:
     """Return a Markdown table: one line per model and codec, µAP and µAP_SN side by side, in percent."""
-    lines = ["| result file | model | dim | codec | µAP | µAP_SN | R@P90 (SN) | acc@1 |", "|---|---|--:|---|--:|--:|--:|--:|"]
+    lines = ["| result file | model | dim | codec | µAP | µAP_SN | R@P90 (SN) | acc@1 |",
+             "|---|---|--:|---|--:|--:|--:|--:|"]
     plain: dict[tuple, dict] = {}
     for row in (row for selection in selections for row in rows(selection)):
         key = (row["file"], row["model"], row["dim"], row["codec"])

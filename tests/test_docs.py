@@ -75,7 +75,8 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
                 continue
             words = shrunk(command, places)
             result = subprocess.run(words, capture_output=True, text=True, env=environment)
-            assert result.returncode == 0, f"{document.name}: {command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+            said = f"{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+            assert result.returncode == 0, f"{document.name}: {command}\n{said}"
             done.append(command)
             newest = max(place.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime, default=None)
             if newest and not (place / "run").exists():

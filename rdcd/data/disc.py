@@ -40,7 +40,9 @@ def open_benchmark(root: str | Path, *, split: str = "dev") -> Benchmark:
     needed.append(root / f"{split}_ground_truth.csv")
     missing = [str(path.relative_to(root)) for path in needed if not path.exists()]
     if missing:
-        there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing" if root.is_dir() else "no such folder"
+        there = "no such folder"
+        if root.is_dir():
+            there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise UserError(f"data.root={root} is no DISC-layout benchmark: missing {', '.join(missing)} (found: {there}); "
                         f"`rdcd make-benchmark source=folder photos=DIR out={root}` makes one from pictures")
     references, train, queries = (Manifest.of_folder(path) for path in needed[:3])

@@ -65,7 +65,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
             models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
         else:
             name = Path(item).stem
-            if sum(Path(other).stem == name for other in wanted) > 1:  # files of one name: their folders tell them apart
+            if sum(Path(other).stem == name for other in wanted) > 1:  # their folders tell them apart
                 name = f"{Path(item).parent.name} {name}"
             models[name if name not in models else str(item)] = item if item == "thumbnail" else Path(item)
     root = data.root or next((read_run(run)["data_root"] for run in runs), None)
@@ -163,7 +163,8 @@ def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) 
     training = card.get("training", {})
     details = {"architecture": card["architecture"]["trunk"], "descriptor": f"{network.dim} numbers",
                "parameters": f"{parameter_count(network):,}", "input": f"{size} px", "file": str(path)}
-    details |= {key: str(training[key]) for key in ("objective", "epochs", "steps", "batch_size", "lr") if key in training}
+    shown = ("objective", "epochs", "steps", "batch_size", "lr")
+    details |= {key: str(training[key]) for key in shown if key in training}
     return details | ({"weights": card["weights_sha256"][:16]} if card["weights_sha256"] else {})
 
 

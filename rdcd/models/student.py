@@ -123,9 +123,10 @@ def zero_residual_branches(trunk: nn.Module) -> None:
     apart. Blocks are known by timm's `has_skip`; trunks without it stay as they are.
     """
     for block in trunk.modules():
-        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)] if getattr(block, "has_skip", False) else []
-        if norms:
-            nn.init.zeros_(norms[-1].weight)
+        if getattr(block, "has_skip", False):
+            norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+            for last in norms[-1:]:
+                nn.init.zeros_(last.weight)
 
 
 def load_trunk(trunk: nn.Module, path: str | Path) -> None:

@@ -238,7 +238,8 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
             gradient_clip_val=settings.optimization.clip,
             logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
             log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
-            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False)
     except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
         raise UserError(f"trainer.precision={settings.precision}, trainer.accelerator={settings.accelerator}: "
                         f"{error}") from error
@@ -283,7 +284,8 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
     folder, tries = wanted, 1
     while folder.exists() and any(folder.iterdir()):
         if run_dir:
-            raise UserError(f"run_dir={run_dir} is not empty: continue it with resume={run_dir}, or name another folder")
+            raise UserError(f"run_dir={run_dir} is not empty: continue it with resume={run_dir}, or name another "
+                            f"folder")
         tries += 1
         folder = wanted.with_name(f"{wanted.name}-{tries}")
     folder.mkdir(parents=True, exist_ok=True)

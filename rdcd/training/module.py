@@ -86,7 +86,7 @@ class CopyDetection(pl.LightningModule):
         self._remember = outcome.remember
         self.log("train/loss", outcome.total, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in outcome.terms.items()})
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the steps that loggers write
             self.log_dict({"train/effective_rank_h": effective_rank(outcome.embedding.features),
                            "train/effective_rank_z": effective_rank(outcome.embedding.descriptors),
                            "train/lr": self.optimizers().param_groups[0]["lr"]})

@@ -21,7 +21,8 @@ def schedule_factor(step: int, *, total: int, warmup: int) -> float:
 
 def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str = "sgd", lr: float,
                            global_batch: int, total_steps: int, warmup_steps: int, momentum: float = 0.9,
-                           weight_decay: float = 1e-6) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+                           weight_decay: float = 1e-6,
+                           ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return the optimizer and its per-step schedule.
 
     Args:

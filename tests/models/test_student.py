@@ -144,7 +144,7 @@ def test_trunk_weights_from_a_half_precision_file(tmp_path: Path, trunk: str, cl
 
 
 @pytest.mark.parametrize(("trunk", "blocks"), [
-    ("efficientnet_b0", 9), ("mobilenetv3_large_100", 10), ("test_vit", 0)])
+    ("efficientnet_b0", 9), ("mobilenetv3_large_100", 10), ("efficientnet_b0_gn", 9), ("test_vit", 0)])
 def test_zero_init_residual_makes_every_block_with_a_skip_the_identity(trunk: str, blocks: int) -> None:
     student = make(trunk=trunk, zero_init_residual=True).train()
     found = []

@@ -18,6 +18,7 @@ from rdcd.models.student import Student
 from rdcd.models.weights import load_student
 from rdcd.training.launch import TeacherFile
 from rdcd.training.objectives import SSCD
+from rdcd.training.optim import schedule_factor
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,18 @@ def test_plain_folder_trains_without_a_table(benchmark_root, tmp_path, capsys):
     models = json.loads((run / "run.json").read_text())["models"]
     assert models == {"student": "student.safetensors", "student untrained": "untrained.safetensors"}
     assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_every_logged_step_has_its_own_learning_rate_and_spread(benchmark_root, plain_run, tmp_path):
+    """Also where the steps between log lines do not divide the three of an epoch."""
+    run = go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")),
+             trainer=settings(log_every=2, validate_every=0))
+    log = [row for row in rows(next(run.glob("logs/csv/*/"))) if row["train/loss"]]
+    assert [row["step"] for row in log] == ["1", "3", "5"]
+    for row in log:
+        factor = schedule_factor(int(row["step"]), total=6, warmup=3)
+        assert float(row["train/lr"]) == pytest.approx(0.005 * 8 / 256 * factor)
+        assert all(float(row[f"train/effective_rank_{of}"]) > 1 for of in "hz")
 
 
 def test_test_size_is_the_cards_unless_the_protocol_has_one(benchmark_root, plain_run, tmp_path):
