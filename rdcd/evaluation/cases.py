@@ -1,7 +1,7 @@
 """What lies behind the numbers: the pairs an evaluation got right and wrong, and by which edit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,11 +20,13 @@ class ModelResult:
         name: what people call it: "student", "teacher", "student untrained".
         details: facts about the model, as shown: architecture, dims, parameters, weights hash.
         rows: one row per codec and score normalization, at least one.
+        headline_codec: the codec of the row quoted for this model; None: any.
     """
 
     name: str
     details: dict[str, str]
     rows: list[ScoreRow]
+    headline_codec: str | None = None
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -32,9 +34,17 @@ class ModelResult:
 
     @property
     def headline(self) -> ScoreRow:
-        """The row quoted for this model: the last one with score normalization, else the first."""
-        normalized = [row for row in self.rows if row.score_norm is not None]
-        return normalized[-1] if normalized else self.rows[0]
+        """The row quoted for this model: its codec's last one with score normalization, else its first."""
+        rows = [row for row in self.rows if self.headline_codec in (None, row.codec)]
+        normalized = [row for row in rows if row.score_norm is not None]
+        return normalized[-1] if normalized else rows[0]
+
+
+def comparable(results: Sequence[ModelResult]) -> list[ModelResult]:
+    """Return the results with headlines of one codec, the last that every model has; without one, as they are."""
+    shared = [row.codec for row in results[0].rows
+              if all(row.codec in {other.codec for other in result.rows} for result in results)]
+    return [replace(result, headline_codec=shared[-1]) if shared else result for result in results]
 
 
 @dataclass(frozen=True)

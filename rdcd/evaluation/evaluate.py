@@ -15,7 +15,7 @@ from rdcd.data.disc import Benchmark, open_benchmark, read_edit_families
 from rdcd.data.images import write_ledger
 from rdcd.data.parallel import share_cores
 from rdcd.errors import BadImage, UserError
-from rdcd.evaluation.cases import ModelResult
+from rdcd.evaluation.cases import ModelResult, comparable
 from rdcd.evaluation.extract import default_device, extract_descriptors, load_network
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
@@ -116,6 +116,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
+    results = comparable(results)
     record = provenance(seed=seed, protocol=protocol.describe(sizes[next(iter(models))]),
                         weights={name: digest for name, digest in weights.items() if digest})
     record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),

@@ -110,7 +110,8 @@ every query. µAP<sub>SN</sub>: the same after score normalization against backg
 it returns is true.</dd>
 <dt>threshold</dt><dd>The score at that point; “–” where precision never reaches 90 %.</dd>
 <dt>accuracy@1</dt><dd>The share of true pairs whose reference comes first in its query's list.</dd>
-<dt>tinted</dt><dd>Each model's headline row: the last one with score normalization, else the first.</dd>
+<dt>tinted</dt><dd>Each model's headline row: the last codec that all models have, score-normalized if any row is.
+</dd>
 </dl></details>"""
 
 

@@ -10,6 +10,7 @@ from rdcd.evaluation.cases import (
     ModelResult,
     best_matches,
     by_family,
+    comparable,
     correct_rows,
     false_alarms,
     misses,
@@ -103,3 +104,17 @@ def test_headline_is_last_normalized_row_else_first():
     assert plain.headline is plain.rows[0]
     with pytest.raises(UserError, match="no score rows"):
         ModelResult("student", {}, [])
+
+
+def test_headlines_are_of_the_last_codec_that_every_model_has():
+    matches, pairs = make_matches(np.random.default_rng(0))
+
+    def result(*codecs):
+        rows = [row for codec in codecs for row in make_result(matches, pairs, codec=codec).rows]
+        return ModelResult("model", {}, rows)
+
+    several = [result("Flat", "PCA2,Flat", "PCA3,Flat"), result("Flat", "PCA2,Flat"), result("Flat", "PCA2,Flat")]
+    assert [(r.headline.codec, r.headline.score_norm) for r in comparable(several)] == [("PCA2,Flat", "1.0[0,2]")] * 3
+    assert comparable(several[:1])[0].headline.codec == "PCA3,Flat"
+    apart = comparable([result("Flat"), result("PCA2,Flat")])
+    assert [r.headline.codec for r in apart] == ["Flat", "PCA2,Flat"]
