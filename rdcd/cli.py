@@ -64,14 +64,18 @@ def _run(command: str, overrides: list[str]) -> int:
     from omegaconf import DictConfig, OmegaConf
 
     flags, values = _split(overrides)
+    resume = [word for word in values if word.startswith("resume=") and word not in ("resume=", "resume=null")]
+    if resume:  # the run's own configuration takes the other values, not this command's
+        values, others = resume, [word for word in values if word not in resume]
     _check(command, values, multirun=any(flag in ("-m", "--multirun") for flag in flags))
 
     def task(config: DictConfig) -> None:
         from rdcd import provenance
 
-        if config.get("resume"):
-            config = _resumed(config, HydraConfig.get().overrides.task)
-        line = shlex.join(["rdcd", command, *HydraConfig.get().overrides.task])
+        words = HydraConfig.get().overrides.task
+        if resume:
+            words, config = [*words, *others], _resumed(config, others)
+        line = shlex.join(["rdcd", command, *words])
         provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
         try:
             hydra.utils.instantiate(config, _convert_="all")
@@ -143,20 +147,41 @@ def _no_key(command: str, key: str) -> str:
             f"`rdcd {command} --help` lists all keys")
 
 
-def _resumed(config, overrides: list[str]):
-    """Return the configuration of the run that `resume` names, with this command's values on top."""
+def _resumed(config, words: list[str]):
+    """Return the configuration of the run that `resume` names, with `words` on top, in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from rdcd.training.launch import find_run
 
     run = find_run(config.resume)
-    saved = OmegaConf.load(run / "config.yaml")
-    values = [word for word in overrides if not word.startswith(("resume=", "~", "+"))]
-    groups = [word for word in values if (config_dir() / word.split("=")[0]).is_dir()]
-    if groups:
-        raise UserError(f"resume={config.resume} continues with the run's own configuration: {', '.join(groups)} "
-                        f"cannot change it; start a new run, or override single keys such as trainer.epochs=20")
-    return OmegaConf.merge(saved, OmegaConf.from_dotlist(values), {"resume": str(run), "run_dir": str(run)})
+    try:
+        saved = OmegaConf.load(run / "config.yaml")
+    except FileNotFoundError:
+        raise UserError(f"resume={config.resume}: {run} has no config.yaml, so it was not begun by `rdcd train`; "
+                        f"name a run folder, or latest") from None
+    OmegaConf.set_struct(saved, True)
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except HydraException as error:
+        raise UserError(_explain("train", str(error), words)) from None
+    for override in overrides:
+        key = override.key_or_group
+        if (config_dir() / key).is_dir():
+            raise UserError(f"resume={config.resume} continues with the run's own configuration: {override.input_line} "
+                            f"cannot change it; start a new run, or override single keys such as trainer.epochs=20")
+        if override.is_delete() or override.is_add() or override.is_sweep_override():
+            raise UserError(f"{override.input_line}: expected key=value; a run that is resumed takes new values for "
+                            f"the keys it has, one each")
+        try:
+            OmegaConf.update(saved, key, override.value())
+        except OmegaConfBaseException:
+            raise UserError(f"no key {key!r} in {run / 'config.yaml'}, the configuration of the run that is "
+                            f"resumed") from None
+    OmegaConf.set_struct(saved, False)
+    return OmegaConf.merge(saved, {"resume": str(run), "run_dir": str(run)})
 
 
 def _say(text: str) -> int:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import rdcd
 from rdcd import provenance
 from rdcd.cli import config_dir, main
+from rdcd.evaluation.evaluate import find_run
+from rdcd.retrieval.descriptors import read_descriptors
 
 ROOT = Path(rdcd.__file__).resolve().parent.parent
 
@@ -165,15 +169,69 @@ def test_small_background_leaves_a_codec_out_and_says_so(place, tmp_path, capsys
     assert "needs more than 243 background vectors and got 24" in capsys.readouterr().out
 
 
-def test_resume_with_a_longer_run_keeps_the_configuration(place, tmp_path):
+def test_resume_with_a_longer_run(place, tmp_path):
     run = shutil.copytree(place, tmp_path / "run")
     teacher = (run / "teacher" / "student.safetensors").stat().st_mtime_ns
-    assert rdcd_main("train", f"resume={run}", "trainer.epochs=2") == 0
+    assert rdcd_main("train", f"resume={run}", "++trainer.epochs=2", "name='it, longer'") == 0
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6 and checkpoint["card"]["architecture"]["dim"] == 8
     assert (run / "teacher" / "student.safetensors").stat().st_mtime_ns == teacher
     assert json.loads((run / "student.json").read_text())["training"]["epochs"] == 2
+    assert json.loads((run / "run.json").read_text())["name"] == "it, longer"
+    before, after = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (place, run))
+    before["trainer"]["epochs"], before["name"] = 2, "it, longer"
+    assert before == after  # the next resume goes on with these
+
+
+def test_resume_as_it_was_keeps_the_configuration(place, tmp_path):
+    run = shutil.copytree(place, tmp_path / "run")
+    assert rdcd_main("train", f"resume={run}") == 0
     assert (run / "config.yaml").read_bytes() == (place / "config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("loss.entropy_weight=2", "no key 'loss.entropy_weight' in .*config.yaml"),
+    ("student=efficientnet_b0", "student=efficientnet_b0 cannot change it"),
+    ("~baselines", "~baselines: expected key=value"),
+    ("+trainer.more=1", r"\+trainer.more=1: expected key=value"),
+    ("seed=1,2", "seed=1,2: expected key=value")])
+def test_what_a_resumed_run_cannot_take_is_said(place, capsys, word, said):
+    assert rdcd_main("train", f"resume={place}", word) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_latest_is_the_run_trained_last_whatever_was_evaluated_since(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("newer", "older")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("")
+        os.utime(tmp_path / "runs" / name / "config.yaml", (10 - age, 10 - age))
+    (tmp_path / "runs" / "older" / "evaluation").mkdir()
+    assert find_run("latest").name == "newer"
+
+
+def test_runs_of_two_benchmarks_are_not_measured_on_one_unasked(place, tmp_path, capsys):
+    other = shutil.copytree(place, tmp_path / "other")
+    about = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(about | {"data_root": "elsewhere"}))
+    assert rdcd_main("evaluate", f"checkpoint=[{place},{other}]") == 2
+    assert "different benchmarks" in capsys.readouterr().err
+
+
+def test_pictures_are_resized_as_the_card_says(place, tmp_path):
+    shutil.copytree(place, tmp_path / "run")
+    card = tmp_path / "run" / "student.json"
+    content = json.loads(card.read_text())
+    card.write_text(json.dumps(content | {"preprocessing": content["preprocessing"] | {"resize": "short"}}))
+    for name, words in (("card", []), ("short", ["resize=short"]), ("square", ["resize=square"])):
+        assert rdcd_main("extract", "images=bench/images/references", f"model={tmp_path}/run/student.safetensors",
+                         f"out={tmp_path}/{name}.h5", "workers=0", "device=cpu", *words) == 0
+    found = {name: read_descriptors(tmp_path / f"{name}.h5").vectors for name in ("card", "short", "square")}
+    assert (found["card"] == found["short"]).all() and (found["card"] != found["square"]).any()
+    assert rdcd_main("evaluate", f"checkpoint={tmp_path}/run/student.safetensors", "data.root=bench", "workers=0",
+                     f"out={tmp_path}/out", "protocol.codecs=[Flat]", "device=cpu") == 0
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())["provenance"]
+    assert record["resizes"] == {"student": "short"} and "short side, aspect kept" in record["protocol"]
 
 
 def test_multirun_trains_one_run_a_value(place, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ perspective (AugLy 1.0.0 needs an older NumPy), pixelation (AugLy's interpolates
 noise (AugLy's reseeds NumPy's global generator), and gamma, hue, channels and tint, which AugLy lacks.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -36,7 +35,7 @@ def augly() -> ModuleType:
         try:
             import augly.image
         except ImportError:
-            importlib.import_module("pylibmagic")  # for what importing it does
+            import pylibmagic  # noqa: F401, I001
             import augly.image
     except ImportError as error:
         raise UserError(f"AugLy, which edits the queries, does not import ({error}); if libmagic is what it misses: "

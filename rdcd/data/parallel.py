@@ -34,10 +34,11 @@ def share_cores(device: str, *, threads: int | None = None) -> None:
 
     Args:
         device: `cpu` or `cuda`.
-        threads: torch's compute threads; None: half the cores.
+        threads: torch's compute threads; None: half the cores, or what OMP_NUM_THREADS says.
     """
     if device == "cpu":
-        torch.set_num_threads(threads or max(available_cores() // 2, 1))
+        if threads or "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads or max(available_cores() // 2, 1))
         keep_freed_memory()
 
 
@@ -53,12 +54,20 @@ def keep_freed_memory() -> None:
 
     By default it returns them to the system, and every step fetches all its activations again, page by page.
     """
+    _mallopt(mmap_max=0, trim_threshold=2**31 - 1, top_pad=2**26)
+
+
+def return_freed_memory(worker: int = 0) -> None:
+    """Undo `keep_freed_memory`, with the defaults of glibc: for loader workers, whose pictures vary in size."""
+    _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
+
+
+def _mallopt(**values: int) -> None:
     if platform.libc_ver()[0] != "glibc":
         return
-    mallopt = ctypes.CDLL(None).mallopt
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names and numbers of malloc.h
-    for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-        mallopt(parameter, value)
+    mallopt, numbers = ctypes.CDLL(None).mallopt, {"mmap_max": -4, "trim_threshold": -1, "top_pad": -2}  # of malloc.h
+    for name, value in values.items():
+        mallopt(numbers[name], value)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rdcd.data.images import open_image
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
 
+RESIZES = ("square", "short")
 MAX_ASPECT = 16  # with `resize="short"`: a thin line of a picture would become one of a million pixels
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -116,8 +117,8 @@ class Pictures(Dataset):
     """
 
     def __init__(self, pictures: Manifest, *, size: int, resize: str = "square") -> None:
-        if resize not in ("square", "short"):
-            raise UserError(f"resize={resize!r}: expected 'square' or 'short'")
+        if resize not in RESIZES:
+            raise UserError(f"resize={resize!r}: expected {' or '.join(map(repr, RESIZES))}")
         self.pictures, self.size, self.resize = pictures, size, resize
 
     def __len__(self) -> int:

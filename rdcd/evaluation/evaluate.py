@@ -68,7 +68,11 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
             if sum(Path(other).stem == name for other in wanted) > 1:  # their folders tell them apart
                 name = f"{Path(item).parent.name} {name}"
             models[name if name not in models else str(item)] = item if item == "thumbnail" else Path(item)
-    root = data.root or next((read_run(run)["data_root"] for run in runs), None)
+    roots = [data.root] if data.root else sorted({read_run(run)["data_root"] for run in runs})
+    if len(roots) > 1:
+        raise UserError(f"these runs were measured on different benchmarks ({', '.join(roots)}): say on which to "
+                        f"measure them all, data.root=DIR")
+    root = roots[0] if roots else None
     if root is None:
         raise UserError(f"checkpoint={checkpoint} does not say which benchmark to measure on: give data.root=DIR")
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -97,31 +101,36 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     Raises:
         UserError: weights that cannot be loaded, or a benchmark whose files disagree.
     """
-    results, rows, weights, sizes = [], [], {}, {}
+    results, rows, weights, sizes, resizes = [], [], {}, {}, {}
+    folders: set[str] = set()
     bad: list[BadImage] = []
     for name, path in models.items():
         network, card = load_network(path)
         sizes[name] = size = protocol.size or card["preprocessing"]["size"]
+        resizes[name] = resize = protocol.resize or card["preprocessing"].get("resize", "square")
         roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
         found = {}
+        folder = re.sub(r"[^\w.]+", "-", name).strip("-.") or "model"  # a name may be a path
+        while folder in folders:
+            folder += "-2"
+        folders.add(folder)
         for role, pictures in roles.items():
             found[role], unreadable = extract_descriptors(
-                network, pictures, size=size, resize=protocol.resize, batch_size=batch_size, workers=workers,
+                network, pictures, size=size, resize=resize, batch_size=batch_size, workers=workers,
                 device=device or default_device(), label=f"{name}: {role}")
             bad += unreadable
             if keep_descriptors:
-                folder = re.sub(r"[^\w.]+", "-", name).strip("-.")  # a name may be a path
                 write_descriptors(out / "descriptors" / folder / f"{role}.h5", found[role])
         scored = _score(name, found, benchmark.pairs, protocol)
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
-    results = comparable(results)
-    record = provenance(seed=seed, protocol=protocol.describe(sizes[next(iter(models))]),
+    results, first = comparable(results), next(iter(models))
+    record = provenance(seed=seed, protocol=protocol.describe(sizes[first], resizes[first]),
                         weights={name: digest for name, digest in weights.items() if digest})
     record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),
                              "references": len(benchmark.references), "background": len(benchmark.background),
-                             "pairs": len(benchmark.pairs)}, "sizes": sizes}
+                             "pairs": len(benchmark.pairs)}, "sizes": sizes, "resizes": resizes}
     write_metrics(out, rows, record)
     paths: dict[str, Path] = {}
     for pictures in (benchmark.queries, benchmark.references):
@@ -137,8 +146,9 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
         console.width = 120
     shown = [{name: value for name, value in row.items() if name != "candidates"} for row in rows]
     console.print(metrics_table(shown, title=record["protocol"]))
+    ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
+    ledger.unlink(missing_ok=True)
     if bad:
-        ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
         write_ledger(ledger, bad)
         print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {ledger} lists them")
     print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
@@ -164,6 +174,8 @@ def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) 
     training = card.get("training", {})
     details = {"architecture": card["architecture"]["trunk"], "descriptor": f"{network.dim} numbers",
                "parameters": f"{parameter_count(network):,}", "input": f"{size} px", "file": str(path)}
+    if "steps_done" in training:  # a checkpoint, of the run's end or of before
+        training = training | {"steps": f"{training['steps_done']} of {training['steps']}"}
     shown = ("objective", "epochs", "steps", "batch_size", "lr")
     details |= {key: str(training[key]) for key in shown if key in training}
     return details | ({"weights": card["weights_sha256"][:16]} if card["weights_sha256"] else {})
@@ -182,7 +194,13 @@ def find_run(run: str | Path) -> Path:
     found = [path.parent for path in RUNS.glob("*/config.yaml")] + [path.parent for path in RUNS.glob("*/run.json")]
     if not found:
         raise UserError(f"no run under {RUNS.resolve()}: train one with `sh train.sh`, or give checkpoint=FILE")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=_last_trained)
+
+
+def _last_trained(folder: Path) -> float:
+    """When a run was begun or resumed; its folder's own time moves with every evaluation in it."""
+    config = folder / "config.yaml"
+    return (config if config.is_file() else folder / "run.json").stat().st_mtime
 
 
 def read_run(folder: Path) -> dict:

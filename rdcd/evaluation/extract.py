@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.images import write_ledger
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import loader_workers, share_cores
+from rdcd.data.parallel import loader_workers, return_freed_memory, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number
@@ -39,7 +39,7 @@ def picture_loader(pictures: Manifest, *, size: int, resize: str = "square", bat
                    workers: int = 2) -> DataLoader:
     """Return a loader of `collate_pictures` batches over pictures in order."""
     return DataLoader(Pictures(pictures, size=size, resize=resize), batch_size=batch_size, num_workers=workers,
-                      collate_fn=collate_pictures)
+                      collate_fn=collate_pictures, worker_init_fn=return_freed_memory)
 
 
 def assemble(pictures: Manifest, parts: Iterable[tuple[list[int], np.ndarray | None]], dim: int) -> Descriptors:
@@ -102,32 +102,34 @@ def default_device() -> str:
 def load_network(path: str | Path) -> tuple[torch.nn.Module, dict]:
     """Load what can embed pictures: `thumbnail`, or a student's weights or checkpoint; with its card."""
     if str(path) == "thumbnail":
-        return Thumbnail(), {"architecture": {"trunk": "colour thumbnail"}, "preprocessing": {"size": 64},
+        return Thumbnail(), {"architecture": {"trunk": "colour thumbnail"},
+                             "preprocessing": {"size": 64, "resize": "square"},
                              "weights_sha256": None}
     return load_student(path)
 
 
-def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str = "square",
+def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str | None = None,
             batch_size: int = 64, workers: int | None = None, device: str | None = None) -> Path:
     """Write the descriptors of all pictures under a folder: the `rdcd extract` command.
 
     Args:
         images: a folder of pictures.
         model: `student.safetensors`, a `.ckpt`, or `thumbnail`.
-        out: descriptor file to write; unreadable pictures are listed beside it in `bad_files.csv`.
-        size: side in pixels; None: the card's.
+        out: descriptor file to write; unreadable pictures are listed beside it, in `<its name>-bad_files.csv`.
+        size, resize: see `Pictures`; None: the card's.
     """
     device = device or default_device()
     share_cores(device)
     network, card = load_network(model)
     pictures = Manifest.of_folder(images)
-    size = size or card["preprocessing"]["size"]
+    size, resize = size or card["preprocessing"]["size"], resize or card["preprocessing"].get("resize", "square")
     descriptors, bad = extract_descriptors(network, pictures, size=size, resize=resize, batch_size=batch_size,
                                            workers=workers, device=device)
     write_descriptors(out, descriptors)
     print(f"{out}: {len(descriptors.names)} descriptors of {descriptors.vectors.shape[1]} numbers, {size} px {resize}")
+    ledger = Path(out).with_name(f"{Path(out).stem}-bad_files.csv")
+    ledger.unlink(missing_ok=True)
     if bad:
-        ledger = Path(out).with_name("bad_files.csv")
         write_ledger(ledger, bad)
         print(f"{len(bad)} pictures could not be read; {ledger} lists them")
     return Path(out)

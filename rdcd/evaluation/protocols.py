@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from rdcd.data.views import RESIZES
 from rdcd.errors import UserError, check_number
 from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.knn import check_candidates
@@ -18,7 +19,7 @@ class Protocol:
         name: printed beside every number.
         split: which queries, `dev` or `final`.
         size: side in pixels; None: what the student's card says.
-        resize: `square` or `short`.
+        resize: `square` or `short`; None: what the student's card says.
         codecs: faiss factory strings; `{d}` stands for a descriptor's own size.
         score_norms: None or strings such as `1.0[0,2]`.
         candidates: `per_query` or `global`.
@@ -31,7 +32,7 @@ class Protocol:
     name: str = "disc"
     split: str = "dev"
     size: int | None = None
-    resize: str = "square"
+    resize: str | None = None
     codecs: list[str] = field(default_factory=lambda: ["Flat"])
     score_norms: list[str | None] = field(default_factory=lambda: [None, "1.0[0,2]"])
     candidates: str = "per_query"
@@ -39,6 +40,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates, self.k)
+        if self.resize not in (None, *RESIZES):
+            raise UserError(f"protocol.resize={self.resize}: expected {' or '.join(RESIZES)}, or null for what the "
+                            f"student's card says")
         check_number("protocol.size", self.size, 1, null="what the student's card says")
         for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
             values = getattr(self, name)
@@ -49,9 +53,9 @@ class Protocol:
         for text in self.score_norms:
             parse_score_norm(text)
 
-    def describe(self, size: int) -> str:
-        """Say the protocol in one line."""
-        kept = "square, aspect not kept" if self.resize == "square" else "short side, aspect kept"
+    def describe(self, size: int, resize: str) -> str:
+        """Say the protocol in one line, for pictures of this size, resized so."""
+        kept = "square, aspect not kept" if resize == "square" else "short side, aspect kept"
         rule = (f"{self.k} nearest references of every query" if self.candidates == "per_query"
                 else f"best {self.k} × queries pairs over all queries")
         return f"{self.name} ({self.split} queries), {size} px {kept}, candidates {self.candidates}: {rule}"

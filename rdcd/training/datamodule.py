@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, open_benchmark, open_training
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import loader_workers
+from rdcd.data.parallel import loader_workers, return_freed_memory
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import default_device, picture_loader
@@ -95,7 +95,8 @@ class DataModule(pl.LightningDataModule):
                                world_size=trainer.world_size if trainer else 1)
         workers = self.settings.worker_count
         return DataLoader(self.views, sampler=sampler, batch_size=self.settings.batch_size, num_workers=workers,
-                          collate_fn=collate_views, drop_last=True, persistent_workers=workers > 0,
+                          collate_fn=collate_views, worker_init_fn=return_freed_memory, drop_last=True,
+                          persistent_workers=workers > 0,
                           pin_memory=trainer is not None and trainer.accelerator.name() == "cuda")
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -103,5 +104,5 @@ class DataModule(pl.LightningDataModule):
         if self.benchmark is None:
             return []
         b = self.benchmark
-        return [picture_loader(role, size=self.validation_size, resize=self.protocol.resize,
+        return [picture_loader(role, size=self.validation_size, resize=self.protocol.resize or "square",
                                workers=self.settings.worker_count) for role in (b.queries, b.references, b.background)]

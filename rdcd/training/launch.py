@@ -30,6 +30,7 @@ from rdcd.files import sha256, write_json, write_text
 from rdcd.models.student import Student, parameter_count
 from rdcd.models.teacher import Teacher
 from rdcd.models.weights import load_student, read_checkpoint, save_student
+from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable
 from rdcd.training.console import Console, Ledger
 from rdcd.training.datamodule import DataModule, DataSettings
 from rdcd.training.module import CopyDetection, Optimization
@@ -145,8 +146,8 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     share_cores(_device(trainer), threads=trainer.threads)
     folder = find_run(resume) if resume else _new_folder(run_dir, name)
     config = provenance.run_config()
-    if config and not resume:
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if config:
+        _keep_config(folder / "config.yaml", config)
     print(f"run folder: {folder}", flush=True)
     root, pictures, benchmark = data.open(protocol)
     if benchmark is None:
@@ -166,7 +167,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     _seed(seed)
     made = _make_student(student, guide)
     size = protocol.size or data.test_size or data.size
-    untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize,
+    untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize or "square",
                              card={"training": {"seed": seed, "steps": 0}})
     objective = loss(made, guide)
     weights = _fit(run, folder, made, objective, trainer, data, label="student", size=size,
@@ -186,10 +187,20 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     return folder
 
 
+def _keep_config(path: Path, config: dict) -> None:
+    """Write the configuration; of a resumed run, only where it changed, so that the next resume knows."""
+    if path.is_file():
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = config | {key: saved.get(key) for key in ("resume", "run_dir")}
+        if config == saved:
+            return
+    write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
 def _train_teacher(run: _Run, teacher: TrainedHere, data: DataSettings) -> Path:
     folder = run.folder / "teacher"
     weights = folder / "student.safetensors"
-    if run.resume and weights.is_file():
+    if run.resume and weights.is_file() and weights.with_suffix(".json").is_file():
         return weights
     _seed(run.seed)
     network = _make_student(teacher.student, None)
@@ -219,22 +230,24 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
              "view_size": data.size, "pictures": len(run.pictures), "lr": settings.optimization.lr, "seed": run.seed,
              "objective": type(objective).__name__}
     card = {"architecture": student.architecture, "training": about | card, "licence": "of the training pictures and "
-            "the teacher's weights", "preprocessing": {"resize": run.protocol.resize, "size": size}}
+            "the teacher's weights", "preprocessing": {"resize": run.protocol.resize or "square", "size": size}}
     module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
                            channels_last=_channels_last(settings, student))
     last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
                            save_on_train_epoch_end=True)  # else only where validation ran
-    callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / "bad_files.csv"), last]
+    callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / "bad_files.csv")]
     if modules.benchmark is not None:
         monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
         callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode="max",
                                          enable_version_counter=False))
+    callbacks.append(last)  # after the best, whose score it keeps
     _quiet()
     try:
         lightning = pl.Trainer(
-            max_epochs=settings.epochs, accelerator=settings.accelerator, devices=1, precision=settings.precision,
+            plugins=[AtomicCheckpointIO()], max_epochs=settings.epochs,
+            accelerator=settings.accelerator, devices=1, precision=settings.precision,
             gradient_clip_val=settings.optimization.clip,
             logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
             log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
@@ -245,13 +258,13 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
                         f"{error}") from error
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if resuming := run.resume and checkpoint.is_file():
-        read_checkpoint(checkpoint)
+        check_resumable(read_checkpoint(checkpoint)["card"]["training"], about, path=checkpoint)
         print(f"{label}: continuing from {checkpoint}")
     try:
         lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    return save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize,
+    return save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
                         card={k: v for k, v in card.items() if k in ("training", "licence")}
                         | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name)})
 
@@ -280,6 +293,9 @@ def _seed(seed: int) -> None:
 
 def _new_folder(run_dir: str | None, name: str) -> Path:
     """Make the run folder; one that holds a run already is refused, an unnamed one gets a fresh name."""
+    if "/" in name:
+        raise UserError(f"name={name}: expected a name without slashes, it ends the run folder's; run_dir=DIR names "
+                        f"another folder")
     wanted = Path(run_dir) if run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     folder, tries = wanted, 1
     while folder.exists() and any(folder.iterdir()):

@@ -11,6 +11,7 @@ from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
+from rdcd.training.checkpoints import resettle
 from rdcd.training.collectives import gather, gather_objects
 from rdcd.training.optim import ALGORITHMS, optimizer_and_schedule
 from rdcd.training.spread import effective_rank
@@ -67,9 +68,13 @@ class CopyDetection(pl.LightningModule):
         o = self.optimization
         optimizer, schedule = optimizer_and_schedule(
             self.student.parameters(), algorithm=o.algorithm, lr=o.lr, global_batch=self.global_batch,
-            total_steps=self.epochs * self.steps_per_epoch, warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
-            momentum=o.momentum, weight_decay=o.weight_decay)
+            momentum=o.momentum, weight_decay=o.weight_decay, **self._lengths())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lengths(self) -> dict[str, int]:
+        total = self.epochs * self.steps_per_epoch
+        return {"total_steps": total,
+                "warmup_steps": min(round(self.optimization.warmup_epochs * self.steps_per_epoch), total)}
 
     def prepare(self, pictures: Tensor) -> Tensor:
         """Turn uint8 pictures [B, 3, H, W] into floats in [0, 1] in the run's memory format."""
@@ -120,4 +125,10 @@ class CopyDetection(pl.LightningModule):
             self.log(f"val/recall_at_p90{suffix}", metrics.recall_at_p90)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["card"] = self.card
+        training = self.card.get("training", {}) | {"steps_done": self.global_step}
+        checkpoint["card"] = self.card | {"training": training}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        o = self.optimization
+        resettle(checkpoint, lr=o.lr * self.global_batch / 256, momentum=o.momentum, weight_decay=o.weight_decay,
+                 **self._lengths())

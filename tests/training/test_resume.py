@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
 
 from rdcd.errors import UserError
+from rdcd.training.checkpoints import AtomicCheckpointIO
 from rdcd.training.launch import TeacherFile
-from rdcd.training.module import Optimization
+from rdcd.training.module import CopyDetection, Optimization
+from rdcd.training.optim import schedule_factor
 
 
 @pytest.mark.parametrize("views, stage", [(VIEWS + 20, "teacher"), (3 * VIEWS + 20, "student")])
@@ -82,3 +84,70 @@ def test_muon_continues_like_the_others(benchmark_root, plain_run, tmp_path):
         go(benchmark_root, tmp_path / "cut", augment=Breaks(VIEWS + 20), **options)
     assert same_weights(whole, go(benchmark_root, resume=str(tmp_path / "cut"), **options))
     assert not same_weights(whole, plain_run)
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw", "muon"])
+def test_a_resumed_run_takes_the_settings_it_is_given(benchmark_root, plain_run, tmp_path, algorithm):
+    """Lightning alone would go on with the optimizer settings of the checkpoint."""
+    options = {"teacher": TeacherFile(str(plain_run / "teacher"))}
+
+    def recipe(**changes):
+        values = {"algorithm": algorithm, "lr": 0.005, "momentum": 0.9, "weight_decay": 1e-4, "warmup_epochs": 1.0}
+        return settings(optimization=Optimization(**values | changes))
+
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, tmp_path / "run", augment=Breaks(VIEWS + 20), trainer=recipe(), **options)
+    run = go(benchmark_root, resume=str(tmp_path / "run"),
+             trainer=recipe(lr=0.5, momentum=0.5, weight_decay=0.25), **options)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert group["initial_lr"] == pytest.approx(0.5 * 8 / 256) and group["weight_decay"] == 0.25
+    assert group.get("momentum", 0.5) == 0.5
+    rates = {int(row["step"]): float(row["train/lr"]) for log in sorted(run.glob("logs/csv/*"))
+             for row in rows(log) if row.get("train/lr")}
+    for step in (3, 4, 5):  # the second epoch
+        assert rates[step] == pytest.approx(0.5 * 8 / 256 * schedule_factor(step, total=6, warmup=3)), step
+
+
+def test_another_batch_size_cannot_be_resumed(benchmark_root, plain_run, tmp_path):
+    options = {"teacher": TeacherFile(str(plain_run / "teacher"))}
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, tmp_path / "run", augment=Breaks(VIEWS + 20), **options)
+    with pytest.raises(UserError, match="last.ckpt was written at data.batch_size 8, this run has 6"):
+        go(benchmark_root, resume=str(tmp_path / "run"), data={"batch_size": 6}, **options)
+
+
+def test_the_best_checkpoint_stays_the_best_after_a_resume(benchmark_root, plain_run, tmp_path, monkeypatch):
+    """Also of the epoch whose checkpoint is the last."""
+    scores = iter([0.1, 0.9, 0.5, 0.4])
+    monkeypatch.setattr(CopyDetection, "on_validation_epoch_end",
+                        lambda self: (self._extracted.clear(), self.log("val/uAP_SN", next(scores))))
+    options = {"teacher": TeacherFile(str(plain_run / "teacher")), "trainer": settings(epochs=4)}
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, tmp_path / "run", augment=Breaks(2 * VIEWS + 20), **options)
+    run = go(benchmark_root, resume=str(tmp_path / "run"), **options)
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 1
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+
+
+def test_a_checkpoint_cut_short_leaves_the_former_one(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
+
+    def cut(checkpoint, file):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(OSError, match="no space"):
+        AtomicCheckpointIO().save_checkpoint({"value": 2}, path)
+    assert torch.load(path, weights_only=True) == {"value": 1} and list(path.parent.iterdir()) == [path]
+
+
+def test_a_teacher_without_its_card_is_finished_again(benchmark_root, plain_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(plain_run, run)
+    for left in (run / "student.safetensors", run / "student.json", run / "teacher" / "student.json"):
+        left.unlink()
+    go(benchmark_root, resume=str(run))
+    assert same_weights(run / "teacher", plain_run / "teacher") and (run / "teacher" / "student.json").is_file()
