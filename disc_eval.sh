@@ -1,6 +1,6 @@
 #!/bin/sh
 # Evaluates: sets up what is missing, then runs `rdcd evaluate` in the caller's folder.
-#   sh disc_eval.sh             the embedded default, end to end
+#   sh disc_eval.sh             the newest finished run, from its weights
 #   sh disc_eval.sh key=value   any key of `rdcd evaluate --help`
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)

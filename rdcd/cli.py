@@ -73,11 +73,11 @@ def _run(command: str, overrides: list[str]) -> int:
         from rdcd import provenance
 
         words = HydraConfig.get().overrides.task
-        if resume:
-            words, config = [*words, *others], _resumed(config, others)
-        line = shlex.join(["rdcd", command, *words])
-        provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
         try:
+            if resume:
+                words, config = [*words, *others], _resumed(config, others)
+            line = shlex.join(["rdcd", command, *words])
+            provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
         except UserError as error:
             raise SystemExit(_fail(str(error))) from None
@@ -151,17 +151,23 @@ def _resumed(config, words: list[str]):
     """Return the configuration of the run that `resume` names, with `words` on top, in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from rdcd.training.launch import find_run
 
     run = find_run(config.resume)
     try:
         saved = OmegaConf.load(run / "config.yaml")
+        if not isinstance(saved, DictConfig) or "_target_" not in saved:
+            raise ValueError("it holds no configuration")
     except FileNotFoundError:
         raise UserError(f"resume={config.resume}: {run} has no config.yaml, so it was not begun by `rdcd train`; "
                         f"name a run folder, or latest") from None
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"{run / 'config.yaml'} is damaged ({' '.join(str(error).split())}): start the run again, or copy the file from "
+                        f"another of the same settings") from None
     OmegaConf.set_struct(saved, True)
     try:
         overrides = OverridesParser.create().parse_overrides(words)
@@ -193,6 +199,8 @@ def _say(text: str) -> int:
 
 
 def _fail(message: str) -> int:
+    if "in DataLoader worker process" in message:  # torch puts the worker's traceback before the message
+        message = message.rpartition("UserError: ")[2].strip()
     print(f"rdcd: {message}", file=sys.stderr)
     return 2
 
@@ -220,6 +228,19 @@ def _entries(path: Path) -> list[tuple[str, str, str]]:
     return entries
 
 
+def _option_entries(path: Path) -> list[tuple[str, str, str]]:
+    """Return the entries of a slot's YAML, those of the options it builds on included."""
+    entries: dict[str, tuple[str, str]] = {}
+    if not path.is_file():
+        return []
+    for base in re.findall(r"^  - (\w+)$", path.read_text(encoding="utf-8"), flags=re.M):
+        entries |= {key: (value, comment) for key, value, comment in _option_entries(path.with_name(f"{base}.yaml"))}
+    for key, value, comment in _entries(path):
+        if value or comment:  # else it opens a block
+            entries[key] = value, comment or entries.get(key, ("", ""))[1]
+    return [(key, value, comment) for key, (value, comment) in entries.items()]
+
+
 def _slots(command: str) -> dict[str, str]:
     """Return slot → default choice from the `defaults:` list of a command's YAML."""
     text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
@@ -232,7 +253,7 @@ def _keys(command: str) -> list[str]:
     for slot, choice in _slots(command).items():
         keys.append(slot)
         path = config_dir() / slot / f"{choice}.yaml"
-        keys += [f"{slot}.{key}" for key, _, _ in _entries(path)] if path.is_file() else []
+        keys += [f"{slot}.{key}" for key, _, _ in _option_entries(path)]
     return keys
 
 
@@ -246,8 +267,7 @@ def _help(command: str, description: str) -> str:
     for slot, choice in slots.items():
         lines += ["", f"{slot}={choice}   (choices: {', '.join(_choices(slot))})"]
         path = config_dir() / slot / f"{choice}.yaml"
-        if path.is_file():
-            lines += rows(_entries(path), f"{slot}.")
+        lines += rows(_option_entries(path), f"{slot}.")
     lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
               "--cfg job prints the configuration."]
     return "\n".join(lines)

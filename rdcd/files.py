@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rdcd.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -25,6 +27,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_output(path: str | Path, *, folder: bool = False) -> None:
+    """Refuse a place that cannot be written, before the work whose result is to go there.
+
+    Args:
+        path: the file, or with `folder` the folder, to come.
+
+    Raises:
+        UserError: a file where a folder is needed, or the other way round.
+    """
+    path = Path(path)
+    if path.is_dir() and not folder:
+        raise UserError(f"{path} is a folder: expected the name of a file to write")
+    for place in ([path] if folder else []) + list(path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"{path} cannot be written: {place} is a file, no folder; give another name")
+            if not os.access(place, os.W_OK):
+                raise UserError(f"{path} cannot be written: no permission in {place}; give another place")
+            return
 
 
 def write_text(path: str | Path, text: str) -> None:

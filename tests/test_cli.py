@@ -70,6 +70,17 @@ def test_help_of_a_command_lists_every_key_of_every_yaml(command: str, capsys) -
         assert re.search(rf"^  {re.escape(key)}=", said, flags=re.M), f"{key} is not in the help"
 
 
+def test_help_has_the_keys_that_an_option_inherits(capsys) -> None:
+    assert run("train", "--help") == 0
+    said = capsys.readouterr().out
+    inherited = list(leaves(tree(CONFIGS / "loss" / "rdcd.yaml")))
+    assert len(inherited) > 10
+    for key in inherited:
+        assert len(re.findall(rf"^  loss\.{key}=\S+ +\w", said, flags=re.M)) == 1, key
+    assert "loss.momentum=0.0 " in said  # the heir's value
+    assert not re.search(r"=\s*$", said, flags=re.M)  # no headings of blocks
+
+
 def test_help_is_cheap_and_survives_a_closed_pipe() -> None:
     code = ("import sys; from rdcd.cli import main; main(['--help']); main(['train', '--help']); "
             "print({'torch', 'hydra', 'omegaconf', 'numpy', 'PIL'} & set(sys.modules))")
@@ -94,6 +105,8 @@ def test_version(capsys) -> None:
     (["train", "trainer.optimization.learning_rate=1"], "no key 'trainer.optimization.learning_rate'"),
     (["train", "studnt=small"], r"no key 'studnt'.*did you mean student"),
     (["train", "loss=rdcdd"], r"no choice 'rdcdd' for loss: expected one of .*sscd.*\(did you mean rdcd\?\)"),
+    (["train", "experiment=photo_rdcd"], r"no choice 'photo_rdcd' for experiment: .*did you mean photos_rdcd"),
+    (["train", "loss.temprature=1"], r"no key 'loss.temprature'.*did you mean .*loss.temperature"),
     (["train", "student="], "no choice '' for student: expected one of "),
     (["train", "teacher=file"], "rdcd train needs teacher.path=…; `rdcd train --help`"),
     (["score", "k=5"], "rdcd score needs ground_truth=…, out=…, query=…, reference=…"),
@@ -148,6 +161,25 @@ def test_a_commands_own_refusal_exits_with_2(tmp_path: Path, capsys) -> None:
     assert len(error.splitlines()) == 1
     assert run("train", "data.root=none", "run_dir=run") == 2
     assert "rdcd: no folder none: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["codecs=3"], "codec 3 does not end in Flat"),
+    (["score_norms=3"], "score normalization 3 not understood"),
+    (["query=null"], "query=None: expected the path of a file"),
+    (["reference=3"], "reference=3: expected the path of a file"),
+    (["out=null"], "out=None: expected the path of a folder"),
+    (['codecs=["PCA0,Flat"]'], "a PCA to 0 dimensions")])
+def test_values_of_a_wrong_kind_are_refused(tmp_path: Path, capsys, words: list[str], said: str) -> None:
+    case = [word for word in write_case(tmp_path) if word.split("=")[0] != words[0].split("=")[0]]
+    out = [] if words == ["out=null"] else ["out=out"]
+    assert run("score", *case, *words, *out) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_workers_refusal_is_said_without_its_trace(capsys) -> None:
+    cli._fail("Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nrdcd.errors.UserError: no\n")
+    assert capsys.readouterr().err == "rdcd: no\n"
 
 
 def test_a_crash_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,33 @@ def test_what_a_resumed_run_cannot_take_is_said(place, capsys, word, said):
     assert re.search(said, capsys.readouterr().err)
 
 
+def test_the_card_has_the_thresholds_of_the_table(place):
+    card = json.loads((place / "student.json").read_text())
+    table = [row for row in rows(place / "metrics.csv") if row["model"] == "student"]
+    assert [str(entry["threshold"]) for entry in card["thresholds"]] == [row["threshold_at_p90"] for row in table]
+    assert card["thresholds"][0]["precision"] == 0.9 and card["thresholds"][0]["codec"] == "Flat"
+    assert {"licence", "provenance"} <= json.loads((place / "untrained.json").read_text()).keys()
+
+
+def test_a_start_that_fails_leaves_no_run(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rdcd_main("train", "data.root=typo") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("file", "content", "command", "said"), [
+    ("run.json", '{"models": ', "evaluate", "run.json is damaged"),
+    ("run.json", "[]", "evaluate", "run.json is damaged"),
+    ("config.yaml", "", "train", "config.yaml is damaged"),
+    ("config.yaml", "a: [", "train", "config.yaml is damaged")])
+def test_damaged_files_of_a_run_are_said(place, tmp_path, capsys, file, content, command, said):
+    run = shutil.copytree(place, tmp_path / "run")
+    (run / file).write_text(content)
+    assert rdcd_main(command, f"{'checkpoint' if command == 'evaluate' else 'resume'}={run}") == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
 def test_latest_is_the_run_trained_last_whatever_was_evaluated_since(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("newer", "older")):
@@ -208,6 +235,8 @@ def test_latest_is_the_run_trained_last_whatever_was_evaluated_since(tmp_path, m
         os.utime(tmp_path / "runs" / name / "config.yaml", (10 - age, 10 - age))
     (tmp_path / "runs" / "older" / "evaluation").mkdir()
     assert find_run("latest").name == "newer"
+    (tmp_path / "runs" / "older" / "run.json").write_text("{}")
+    assert find_run("latest", finished=True).name == "older"  # the other has nothing to measure yet
 
 
 def test_runs_of_two_benchmarks_are_not_measured_on_one_unasked(place, tmp_path, capsys):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rdcd.files import atomic_path, sha256, write_json, write_text
+from rdcd.errors import UserError
+from rdcd.files import atomic_path, check_output, sha256, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -61,3 +62,21 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     content = bytes(i % 251 for i in range(size))
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_output(tmp_path / "new" / "deep" / "x.csv")
+    check_output(tmp_path / "file")  # to be replaced
+    check_output(tmp_path, folder=True)
+    for path, folder, said in ((tmp_path, False, "is a folder: expected the name of a file"),
+                               (tmp_path / "file", True, "is a file, no folder"),
+                               (tmp_path / "file" / "x", False, "is a file, no folder")):
+        with pytest.raises(UserError, match=said):
+            check_output(path, folder=folder)
+
+
+def test_a_place_without_permission_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission"):
+        check_output(tmp_path / "x")

@@ -87,6 +87,7 @@ def check_families(families: Sequence[str] | None) -> list[str]:
     """
     if families is None:
         return list(EDITS)
+    families = [families] if isinstance(families, str) else families
     unknown = [family for family in families if family not in EDITS]
     if unknown or not families:
         problem = f"no family {unknown[0]!r}" if unknown else "none given"

@@ -110,8 +110,9 @@ def _check_numbers(*, edits: Sequence[int], **numbers: tuple[int | None, int]) -
     """Refuse a number, given as name=(value, least), that is too small or no number; None is any default."""
     for name, (value, least) in numbers.items():
         check_number(name, value, least, null=None if name in ("seed", "size") else "the default")
-    if len(edits) != 2 or not 1 <= edits[0] <= edits[1]:
-        raise UserError(f"edits={list(edits)}: expected [fewest,most], 1 <= fewest <= most, such as [1,4]")
+    whole = not isinstance(edits, int | str) and all(isinstance(n, int) for n in edits)
+    if not whole or len(edits) != 2 or not 1 <= edits[0] <= edits[1]:
+        raise UserError(f"edits={edits}: expected [fewest,most], 1 <= fewest <= most, such as [1,4]")
 
 
 def _contents(folder: Path | None) -> dict[str, object] | None:
@@ -132,7 +133,10 @@ def _already_made(out: Path, parameters: dict[str, object]) -> bool:
     if not record.is_file():
         raise UserError(f"out={out} is not empty and holds no benchmark.json: choose another folder, "
                         "or empty it")
-    made = json.loads(record.read_text(encoding="utf-8"))["parameters"]
+    try:
+        made = json.loads(record.read_text(encoding="utf-8"))["parameters"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{record} is damaged ({error!r}): remove the folder {out}, or choose another") from error
     changed = [f"{name} {_short(made.get(name))} there, {_short(value)} here"
                for name, value in parameters.items() if made.get(name) != value]
     if changed:

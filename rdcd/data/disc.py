@@ -46,8 +46,18 @@ def open_benchmark(root: str | Path, *, split: str = "dev") -> Benchmark:
         raise UserError(f"data.root={root} is no DISC-layout benchmark: missing {', '.join(missing)} (found: {there}); "
                         f"`rdcd make-benchmark source=folder photos=DIR out={root}` makes one from pictures")
     references, train, queries = (Manifest.of_folder(path) for path in needed[:3])
-    return Benchmark(root=root, split=split, queries=queries, references=references, background=train,
-                     pairs=read_ground_truth(needed[3]))
+    pairs = read_ground_truth(needed[3])
+    if not pairs:
+        raise UserError(f"{needed[3]} gives no pair (query, reference), so there is nothing to find: expected lines of "
+                        f"query_id,reference_id")
+    for role, pictures, column in (("query", queries, 0), ("reference", references, 1)):
+        ids = {pair[column] for pair in pairs}
+        if absent := sorted(ids.difference(pictures.names)):
+            raise UserError(f"{needed[3]} names {len(absent)} of {len(ids)} {role} ids that are no picture under "
+                            f"{pictures.root}, such as {', '.join(absent[:3])} (there: "
+                            f"{', '.join(pictures.names[:2])}): add the pictures, or take the ground truth that "
+                            f"belongs to these")
+    return Benchmark(root=root, split=split, queries=queries, references=references, background=train, pairs=pairs)
 
 
 def open_training(root: str | Path) -> Manifest:
@@ -61,5 +71,9 @@ def read_edit_families(root: str | Path, *, split: str = "dev") -> dict[str, lis
     path = Path(root) / f"{split}_queries.csv"
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["query_id"]: [family for family, _ in json.loads(row["edits"])] for row in csv.DictReader(file)}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["query_id"]: [family for family, _ in json.loads(row["edits"])] for row in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the record of edits that make-benchmark writes ({error!r}): make the benchmark "
+                        f"again, or remove the file to do without results by edit") from error

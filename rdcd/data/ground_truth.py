@@ -33,9 +33,13 @@ def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         try:
-            for number, cells in enumerate(reader):
+            begun = False
+            for cells in reader:
                 row = tuple(cell.strip() for cell in cells)
-                if not row or (number == 0 and tuple(cell.lower() for cell in row) == HEADER):
+                if not any(row):
+                    continue
+                begun, first = True, not begun
+                if first and tuple(cell.lower() for cell in row) == HEADER:
                     continue
                 place = f"{path}, line {reader.line_num}"
                 if len(row) != 2:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from rdcd.errors import BadImage, UserError
 from rdcd.files import atomic_path
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MAX_PIXELS = 100_000_000  # a decoded RGB picture of this size takes 300 MB
 
 
@@ -72,7 +72,12 @@ def find_images(folder: str | Path) -> list[Path]:
         raise UserError(f"no folder {folder}: expected a folder of pictures; check the path "
                         f"(relative ones start at {Path.cwd()})")
     found, seen = [], set()
-    for top, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot look into {error.filename} ({error.strerror}): its pictures would be left out "
+                        f"silently; make it readable") from error
+
+    for top, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(top)
         if real in seen:  # a link back up, or a second one to the same place
             folders.clear()
@@ -80,7 +85,7 @@ def find_images(folder: str | Path) -> list[Path]:
         seen.add(real)
         folders.sort()
         paths = (Path(top, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        found += [path for path in paths if path.suffix.lower() in EXTENSIONS]
     found.sort()
     if not found:
         raise UserError(f"no pictures under {folder}: expected files ending in {', '.join(EXTENSIONS)}")

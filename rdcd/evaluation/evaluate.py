@@ -16,10 +16,11 @@ from rdcd.data.images import write_ledger
 from rdcd.data.parallel import share_cores
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.cases import ModelResult, comparable
-from rdcd.evaluation.extract import default_device, extract_descriptors, load_network
+from rdcd.evaluation.extract import check_device, default_device, extract_descriptors, load_network
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
 from rdcd.evaluation.score import ScoreRow, as_record, metrics_table, score_descriptors, write_metrics
+from rdcd.files import check_output
 from rdcd.models.student import parameter_count
 from rdcd.provenance import provenance
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
@@ -51,14 +52,16 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     Raises:
         UserError: nothing to evaluate, or no benchmark.
     """
-    device = device or default_device()
+    device = check_device(device)
     share_cores(device)
-    wanted = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+    wanted = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint or [])
+    if not wanted:
+        raise UserError(f"checkpoint={checkpoint}: expected latest, a run folder, a weights file, or a list of these")
     models: dict[str, Path | str] = {}
     runs = []
     for item in wanted:
         if item == "latest" or Path(item).is_dir():
-            runs.append(find_run(item))
+            runs.append(find_run(item, finished=True))
             prefix = f"{runs[-1].name} " if len(wanted) > 1 else ""
             if prefix + "student" in models:  # two folders of one name
                 prefix = f"{item} "
@@ -78,6 +81,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     stamp = time.strftime("%Y%m%d-%H%M%S")
     if out is None:
         out = runs[0] / f"evaluation-{stamp}" if runs else RUNS / f"{stamp}-evaluation"
+    check_output(out, folder=True)
     return measure(models, benchmark=open_benchmark(root, split=protocol.split), protocol=protocol, out=Path(out),
                    title=f"Evaluation of {', '.join(run.name for run in runs) or ', '.join(models)}",
                    batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
@@ -104,6 +108,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     results, rows, weights, sizes, resizes = [], [], {}, {}, {}
     folders: set[str] = set()
     bad: list[BadImage] = []
+    families = read_edit_families(benchmark.root, split=benchmark.split)
     for name, path in models.items():
         network, card = load_network(path)
         sizes[name] = size = protocol.size or card["preprocessing"]["size"]
@@ -132,12 +137,10 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
                              "references": len(benchmark.references), "background": len(benchmark.background),
                              "pairs": len(benchmark.pairs)}, "sizes": sizes, "resizes": resizes}
     write_metrics(out, rows, record)
-    paths: dict[str, Path] = {}
-    for pictures in (benchmark.queries, benchmark.references):
-        paths |= pictures.paths_by_name()
     write_report(out / "report.html", title=title, protocol=record["protocol"], results=results,
-                 pairs=benchmark.pairs, image_path=paths.get, curves=curves, provenance=record,
-                 families=read_edit_families(benchmark.root, split=benchmark.split))
+                 pairs=benchmark.pairs, image_path=benchmark.references.paths_by_name().get,
+                 query_path=benchmark.queries.paths_by_name().get, curves=curves, provenance=record,
+                 families=families)
     plot_precision_recall(out / "precision_recall.png", results, benchmark.pairs)
     if curves:
         plot_curves(out / "curves.png", curves)
@@ -181,8 +184,8 @@ def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) 
     return details | ({"weights": card["weights_sha256"][:16]} if card["weights_sha256"] else {})
 
 
-def find_run(run: str | Path) -> Path:
-    """Return a run folder; `latest` (or `auto`) names the newest under `runs/`.
+def find_run(run: str | Path, *, finished: bool = False) -> Path:
+    """Return a run folder; `latest` (or `auto`) names the newest under `runs/`, of the finished ones if asked.
 
     Raises:
         UserError: there is none.
@@ -191,7 +194,8 @@ def find_run(run: str | Path) -> Path:
         if not Path(run).is_dir():
             raise UserError(f"no run folder {run}: expected one that `rdcd train` wrote, or `latest`")
         return Path(run)
-    found = [path.parent for path in RUNS.glob("*/config.yaml")] + [path.parent for path in RUNS.glob("*/run.json")]
+    marks = ["*/run.json"] if finished else ["*/config.yaml", "*/run.json"]
+    found = [path.parent for mark in marks for path in RUNS.glob(mark)]
     if not found:
         raise UserError(f"no run under {RUNS.resolve()}: train one with `sh train.sh`, or give checkpoint=FILE")
     return max(found, key=_last_trained)
@@ -206,7 +210,13 @@ def _last_trained(folder: Path) -> float:
 def read_run(folder: Path) -> dict:
     """Return what a finished run says of itself: `models` (name → file), `data_root`, `seed`, `name`."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(about, dict) or not {"models", "data_root", "seed", "name"} <= about.keys():
+            raise ValueError("a key is missing")
+        return about
+    except ValueError as error:
+        raise UserError(f"{folder / 'run.json'} is damaged ({error}): evaluate {folder}/student.safetensors "
+                        f"instead") from None
     except FileNotFoundError:
         raise UserError(f"{folder} holds no finished run (no run.json): continue it with "
                         f"`rdcd train resume={folder}`, or evaluate {folder}/checkpoints/last.ckpt") from None

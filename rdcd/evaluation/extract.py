@@ -14,6 +14,7 @@ from rdcd.data.parallel import loader_workers, return_freed_memory, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number
+from rdcd.files import check_output
 from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import load_student
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
@@ -99,6 +100,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(device: str | None) -> str:
+    """Return the device to compute on; None: the default.
+
+    Raises:
+        UserError: another name, or a GPU that torch cannot use.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"device={device}: expected cpu or cuda, or null for cuda where it works")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no GPU it can use; take device=cpu, or null for the default")
+    return device or default_device()
+
+
 def load_network(path: str | Path) -> tuple[torch.nn.Module, dict]:
     """Load what can embed pictures: `thumbnail`, or a student's weights or checkpoint; with its card."""
     if str(path) == "thumbnail":
@@ -118,7 +132,8 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
         out: descriptor file to write; unreadable pictures are listed beside it, in `<its name>-bad_files.csv`.
         size, resize: see `Pictures`; None: the card's.
     """
-    device = device or default_device()
+    check_output(out)
+    device = check_device(device)
     share_cores(device)
     network, card = load_network(model)
     pictures = Manifest.of_folder(images)

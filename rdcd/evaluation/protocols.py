@@ -46,7 +46,7 @@ class Protocol:
         check_number("protocol.size", self.size, 1, null="what the student's card says")
         for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
             values = getattr(self, name)
-            if isinstance(values, str) or not values:
+            if not isinstance(values, list | tuple) or not values:
                 raise UserError(f"protocol.{name}={values}: expected a list of one or more, such as {example}")
         for text in self.codecs:
             Codec(text, _ANY_DIM)

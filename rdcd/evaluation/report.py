@@ -29,8 +29,9 @@ CANDIDATES = {"per_query": "the nearest references of every query, pooled over a
 
 def write_report(path: str | Path, *, title: str, protocol: str, results: Sequence[ModelResult],
                  pairs: Sequence[tuple[str, str]], image_path: Callable[[str], Path | None],
-                 curves: Curves | None = None, families: Mapping[str, Sequence[str]] | None = None,
-                 provenance: Mapping[str, object], n_pictures: int = 24) -> None:
+                 query_path: Callable[[str], Path | None] | None = None, curves: Curves | None = None,
+                 families: Mapping[str, Sequence[str]] | None = None, provenance: Mapping[str, object],
+                 n_pictures: int = 24) -> None:
     """Write the report of one evaluation run as a single HTML file.
 
     Args:
@@ -40,6 +41,7 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
         results: the models; pictures and the breakdown by edit are of the first one's headline row.
         pairs: ground truth, (query, reference) names.
         image_path: picture name → its file, or None where there is no such picture.
+        query_path: the same for queries, whose names may be those of references; None: `image_path`.
         curves: training curves, panel title → series name → (steps, values).
         families: query name → families of the edits that made it.
         provenance: where the run came from, as `rdcd.provenance.provenance` returns it.
@@ -61,7 +63,7 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
     if families:
         sections.append(("edits", "By edit", _families(outcomes, families, headline)))
     if n_pictures:
-        sections += galleries(results[0], pairs, outcomes, image_path, n_pictures)
+        sections += galleries(results[0], pairs, outcomes, image_path, query_path or image_path, n_pictures)
     sections += [("models", "Models", _models(results)),
                  ("provenance", "Provenance", _provenance(provenance))]
     write_text(path, SKELETON.substitute(

@@ -14,27 +14,28 @@ from rdcd.evaluation.report_page import empty, name, row_name, score, text
 THUMBNAIL = 160  # pixels of the longer side
 SHOWN = 12  # cases before the fold: whole rows of 4, 3 or 2
 
-Thumbnail = Callable[[str], tuple[str | None, str]]
+Thumbnail = Callable[[str, str], tuple[str | None, str]]
 ROLES = {"query": "", "match": "good", "true reference": "good", "also true, ahead": "good",
          "wrong match": "bad", "ranked first": "bad"}
 
 
 def galleries(result: ModelResult, pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome],
-              image_path: Callable[[str], Path | None], n: int) -> list[tuple[str, str, str]]:
+              image_path: Callable[[str], Path | None], query_path: Callable[[str], Path | None],
+              n: int) -> list[tuple[str, str, str]]:
     """Return the three galleries of a model's headline row as (anchor, heading, HTML).
 
     Args:
         result: the model.
         pairs: ground truth, (query, reference) names.
         outcomes: what became of every ground-truth pair.
-        image_path: picture name → its file, or None where there is no such picture.
+        image_path, query_path: name of a reference, of a query → its file, or None where there is no such picture.
         n: at most so many cases in each gallery.
     """
     matches = result.headline.matches
     truth: dict[str, list[str]] = {}
     for query, reference in pairs:
         truth.setdefault(query, []).append(reference)
-    thumbnail = cache(lambda picture: _thumbnail(picture, image_path))
+    thumbnail = cache(lambda picture, role: _thumbnail(picture, query_path if role == "query" else image_path))
     best = [_best(case, thumbnail) for case in best_matches(matches, pairs, n)]
     alarms = [_alarm(case, truth.get(case.query, []), thumbnail) for case in false_alarms(matches, pairs, n)]
     missed = [_miss(case, truth[case.query], thumbnail) for case in misses(outcomes, n)]
@@ -95,7 +96,7 @@ def _fold(cards: list[str], kind: str) -> str:
 
 
 def _picture(role: str, picture: str, thumbnail: Thumbnail) -> str:
-    source, reason = thumbnail(picture)
+    source, reason = thumbnail(picture, role)
     label = f"{role} {text(picture)}"
     if source is None:
         why = text(reason)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rdcd.data.ground_truth import read_ground_truth
 from rdcd.errors import UserError
 from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches
-from rdcd.files import atomic_path, sha256, write_json, write_text
+from rdcd.files import atomic_path, check_output, sha256, write_json, write_text
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.descriptors import Descriptors, read_descriptors, some
@@ -56,11 +56,15 @@ def score(*, query: str | Path, reference: str | Path, ground_truth: str | Path,
     Raises:
         UserError: anything wrong with the input; each message names the file and the mistake.
     """
+    for name, path in (("query", query), ("reference", reference), ("ground_truth", ground_truth), ("out", out)):
+        if not isinstance(path, str | Path):
+            raise UserError(f"{name}={path}: expected the path of a {'folder' if name == 'out' else 'file'}")
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file; expected a folder for metrics.csv: give another name")
     files = {"query": query, "reference": reference, "background": background}
     files = {name: Path(path) for name, path in files.items() if path is not None}
+    check_output(out, folder=True)
     pairs = read_ground_truth(ground_truth)
     sets = {name: read_descriptors(path) for name, path in files.items()}
     rows = score_descriptors(sets["query"], sets["reference"], sets.get("background"), pairs, codecs=codecs,
@@ -128,7 +132,7 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
 
 
 def _listed(values: Sequence[str | None] | str | None, name: str) -> list[str | None]:
-    values = [values] if values is None or isinstance(values, str) else list(values)
+    values = [values] if values is None or isinstance(values, str | int | float) else list(values)
     if not values:
         raise UserError(f"{name}=[] asks for nothing; expected at least one, such as "
                         f"{name}={'[Flat]' if name == 'codecs' else '[null]'}")

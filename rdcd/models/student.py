@@ -51,6 +51,10 @@ class Student(nn.Module):
         super().__init__()
         check_number("student.dim", dim, 1, null="no projector")
         check_number("student.kd_dim", kd_dim, 1)
+        if not isinstance(trunk, str):
+            raise UserError(f"student.trunk={trunk}: expected the name of a timm model, such as efficientnet_b0")
+        if not isinstance(pretrained, bool | str | Path):
+            raise UserError(f"student.pretrained={pretrained}: expected false, true, or a file of weights")
         check_number("student.gem_p", gem_p, 0, whole=False, above=True)
         self.architecture = {"trunk": trunk, "dim": dim, "kd_dim": kd_dim, "gem_p": gem_p,
                              "mean": list(mean), "std": list(std)}

@@ -35,6 +35,11 @@ def save_student(path: str | Path, student: Student, *, size: int, resize: str =
     return path
 
 
+def extend_card(path: str | Path, **entries: object) -> None:
+    """Add entries to the card of a weights file."""
+    write_json(Path(path).with_suffix(".json"), read_card(path) | entries)
+
+
 def read_card(path: str | Path) -> dict:
     """Return the card that lies beside a weights file.
 
@@ -53,7 +58,10 @@ def read_card(path: str | Path) -> dict:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise UserError(f"{card_path}: format {found!r}, expected {FORMAT!r}; "
                         f"is it the card of a student trained by rdcd?")
-    if absent := [key for key in ("architecture", "preprocessing", "weights_sha256") if key not in card]:
+    absent = [key for key in ("architecture", "preprocessing", "weights_sha256") if key not in card]
+    if not absent and "size" not in card["preprocessing"]:
+        absent = ["preprocessing.size"]
+    if absent:
         raise UserError(f"{card_path} has no {', '.join(absent)}: copy the card again")
     return card
 
@@ -90,6 +98,8 @@ def read_checkpoint(path: str | Path) -> dict:
                         f"truncated; use another one of the run's checkpoints/") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "card"} <= checkpoint.keys():
         raise UserError(f"{path} is no training checkpoint of rdcd: it has no `state_dict` and `card`")
+    if absent := [key for key in ("architecture", "preprocessing") if key not in checkpoint["card"]]:
+        raise UserError(f"the card in {path} has no {', '.join(absent)}: use another one of the run's checkpoints/")
     return checkpoint
 
 

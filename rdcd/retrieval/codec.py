@@ -42,9 +42,9 @@ class Codec:
         steps = (faiss.downcast_VectorTransform(index.chain.at(step)) for step in steps)
         self._pcas = [step for step in steps if isinstance(step, faiss.PCAMatrix)]
         for pca in self._pcas:
-            if pca.d_out > pca.d_in:
+            if not 1 <= pca.d_out <= pca.d_in:
                 raise UserError(f"{self._name}: a PCA to {pca.d_out} dimensions of {pca.d_in}-d descriptors; "
-                                f"expected at most {pca.d_in}: write 'PCAW{{d}}' for all of them")
+                                f"expected 1 to {pca.d_in}: write 'PCAW{{d}}' for all of them")
 
     @property
     def trained(self) -> bool:

@@ -103,7 +103,7 @@ def read_descriptors(path: str | Path) -> Descriptors:
                                 f"{', '.join(file) or 'none'}); expected `vectors` and `image_names`, as "
                                 "`rdcd extract` writes them")
             vectors = file["vectors"]
-            if vectors.dtype.kind not in "fiu":
+            if vectors.shape is None or vectors.dtype.kind not in "fiu":
                 raise UserError(f"{path}: `vectors` holds {vectors.dtype}, expected float32: "
                                 "extract them again")
             arguments = (_read_names(file, "image_names", path), vectors[()],
@@ -118,6 +118,8 @@ def read_descriptors(path: str | Path) -> Descriptors:
 
 
 def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
+    if not isinstance(file[dataset], h5py.Dataset) or file[dataset].shape is None:
+        raise UserError(f"{path}: `{dataset}` is no array of byte strings: extract it again")
     if h5py.check_string_dtype(file[dataset].dtype) is None:
         raise UserError(f"{path}: `{dataset}` holds {file[dataset].dtype}, expected byte strings: "
                         "extract it again")

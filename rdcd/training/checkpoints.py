@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
+from rdcd.models.student import check_fit
 from rdcd.training.optim import schedule_factor
 
 
@@ -40,16 +42,21 @@ def resettle(checkpoint: dict, *, lr: float, momentum: float, weight_decay: floa
         state["base_lrs"] = [lr] * len(state["base_lrs"])
 
 
-def check_resumable(card: dict, present: dict, *, path: Path) -> None:
-    """Refuse to continue a run whose steps would no longer be those that were counted.
+def check_resumable(checkpoint: dict, module: LightningModule, *, path: Path) -> None:
+    """Refuse to continue a run with other networks, queues, batches or views than it was begun with.
 
     Args:
-        card, present: `training` of the checkpoint's card and of this run's.
+        checkpoint: as loaded.
+        module: what is to continue; its `card` says how.
 
     Raises:
-        UserError: another batch size or number of pictures.
+        UserError: what differs.
     """
-    for key, name in (("batch_size", "data.batch_size"), ("pictures", "the number of training pictures")):
+    card, present = checkpoint["card"].get("training", {}), module.card["training"]
+    for key, name in (("batch_size", "data.batch_size"), ("view_size", "data.size"), ("objective", "loss"),
+                      ("pictures", "the number of training pictures")):
         if card.get(key) != present[key]:
-            raise UserError(f"{path} was written at {name} {card.get(key)}, this run has {present[key]}: steps and "
-                            f"epochs would no longer agree; continue with the former, or start a new run")
+            raise UserError(f"{path} was written at {name} {card.get(key)}, this run has {present[key]}: continue "
+                            f"with the former, or start a new run")
+    check_fit(module.state_dict(), checkpoint["state_dict"], path=path,
+              what="this run's networks and queues (student.*, loss.queue_size)")

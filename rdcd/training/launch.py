@@ -26,15 +26,16 @@ from rdcd.errors import UserError, check_number
 from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
 from rdcd.evaluation.extract import default_device
 from rdcd.evaluation.protocols import Protocol
-from rdcd.files import sha256, write_json, write_text
+from rdcd.files import check_output, sha256, write_json, write_text
 from rdcd.models.student import Student, parameter_count
 from rdcd.models.teacher import Teacher
-from rdcd.models.weights import load_student, read_checkpoint, save_student
+from rdcd.models.weights import extend_card, load_student, read_checkpoint, save_student
 from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable
 from rdcd.training.console import Console, Ledger
 from rdcd.training.datamodule import DataModule, DataSettings
 from rdcd.training.module import CopyDetection, Optimization
 
+LICENCE = "of the training pictures and the teacher's weights"
 __all__ = ["TrainerSettings", "TeacherFile", "TrainedHere", "find_run", "train"]
 
 
@@ -145,11 +146,12 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     started = time.monotonic()
     share_cores(_device(trainer), threads=trainer.threads)
     folder = find_run(resume) if resume else _new_folder(run_dir, name)
+    root, pictures, benchmark = data.open(protocol)
+    folder.mkdir(parents=True, exist_ok=True)
     config = provenance.run_config()
     if config:
         _keep_config(folder / "config.yaml", config)
     print(f"run folder: {folder}", flush=True)
-    root, pictures, benchmark = data.open(protocol)
     if benchmark is None:
         print(f"{root} is a folder of pictures without queries and ground truth: no validation, no table")
     run = _Run(folder, seed, root, pictures, benchmark, augment, protocol, logger or {}, bool(resume))
@@ -168,7 +170,8 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     made = _make_student(student, guide)
     size = protocol.size or data.test_size or data.size
     untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize or "square",
-                             card={"training": {"seed": seed, "steps": 0}})
+                             card={"training": {"seed": seed, "steps": 0}, "licence": LICENCE,
+                                   "provenance": provenance.provenance(seed=seed)})
     objective = loss(made, guide)
     weights = _fit(run, folder, made, objective, trainer, data, label="student", size=size,
                    card={"teacher_sha256": sha256(guide_path) if guide_path else None})
@@ -180,8 +183,12 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     models |= {baseline: baseline for baseline in baselines or []}
     write_json(folder / "run.json", {"models": models, "data_root": str(root.resolve()), "seed": seed, "name": name})
     if benchmark is not None:
-        evaluate_run(folder, out=folder, benchmark=benchmark, protocol=protocol, workers=data.worker_count,
-                     device=_device(trainer))
+        rows = evaluate_run(folder, out=folder, benchmark=benchmark, protocol=protocol, workers=data.worker_count,
+                            device=_device(trainer))
+        extend_card(weights, thresholds=[
+            {"codec": row["codec"], "score_norm": row["score_norm"], "precision": 0.9, "recall": row["recall_at_p90"],
+             "threshold": row["threshold_at_p90"], "benchmark": str(root), "protocol": protocol.name}
+            for row in rows if row["model"] == "student"])
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"done in {minutes} min {seconds} s: {folder}")
     return folder
@@ -229,8 +236,8 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
     about = {"label": label, "epochs": settings.epochs, "steps": settings.epochs * steps, "batch_size": data.batch_size,
              "view_size": data.size, "pictures": len(run.pictures), "lr": settings.optimization.lr, "seed": run.seed,
              "objective": type(objective).__name__}
-    card = {"architecture": student.architecture, "training": about | card, "licence": "of the training pictures and "
-            "the teacher's weights", "preprocessing": {"resize": run.protocol.resize or "square", "size": size}}
+    card = {"architecture": student.architecture, "training": about | card, "licence": LICENCE,
+            "preprocessing": {"resize": run.protocol.resize or "square", "size": size}}
     module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
@@ -258,7 +265,7 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
                         f"{error}") from error
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if resuming := run.resume and checkpoint.is_file():
-        check_resumable(read_checkpoint(checkpoint)["card"]["training"], about, path=checkpoint)
+        check_resumable(read_checkpoint(checkpoint), module, path=checkpoint)
         print(f"{label}: continuing from {checkpoint}")
     try:
         lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
@@ -292,11 +299,12 @@ def _seed(seed: int) -> None:
 
 
 def _new_folder(run_dir: str | None, name: str) -> Path:
-    """Make the run folder; one that holds a run already is refused, an unnamed one gets a fresh name."""
+    """Choose the run folder; one that holds a run already is refused, an unnamed one gets a fresh name."""
     if "/" in name:
         raise UserError(f"name={name}: expected a name without slashes, it ends the run folder's; run_dir=DIR names "
                         f"another folder")
     wanted = Path(run_dir) if run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    check_output(wanted, folder=True)
     folder, tries = wanted, 1
     while folder.exists() and any(folder.iterdir()):
         if run_dir:
@@ -304,5 +312,4 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
                             f"folder")
         tries += 1
         folder = wanted.with_name(f"{wanted.name}-{tries}")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -89,3 +89,20 @@ def test_edit_families(root: Path) -> None:
                                           f'Q00000,R000002,R000002,"{edits}"\nQ00001,,T1,[]\n')
     assert read_edit_families(root) == {"Q00000": ["crop", "text"], "Q00001": []}
     assert read_edit_families(root, split="final") is None
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("query_id,reference_id\nQ00001,\n", "gives no pair"),
+    ("Q00000,R000002\nQ00007,R000001\n", "names 1 of 2 query ids that are no picture .*such as Q00007"),
+    ("Q00000,R9\n", "names 1 of 1 reference ids that are no picture .*such as R9 .there: R000000")])
+def test_ground_truth_of_other_pictures_is_said_at_once(root: Path, content: str, said: str) -> None:
+    (root / "dev_ground_truth.csv").write_text(content)
+    with pytest.raises(UserError, match=said):
+        open_benchmark(root)
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "query_id,edits\nQ00000,{\n", "query_id,edits\nQ00000,3\n"])
+def test_a_foreign_record_of_edits_is_said(root: Path, content: str) -> None:
+    (root / "dev_queries.csv").write_text(content)
+    with pytest.raises(UserError, match="dev_queries.csv is not the record of edits"):
+        read_edit_families(root)

@@ -48,3 +48,8 @@ def test_mistakes_name_the_line(tmp_path, text, message):
 def test_no_such_file(tmp_path, name):
     with pytest.raises(UserError, match="no ground truth file .*query_id,reference_id; check the path"):
         read_ground_truth(tmp_path / name)
+
+
+def test_a_blank_line_before_the_header(tmp_path):
+    (tmp_path / "truth.csv").write_text("\n , \nquery_id,reference_id\nQ1,R1\n")
+    assert read_ground_truth(tmp_path / "truth.csv") == [("Q1", "R1")]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -225,3 +226,18 @@ def test_ledger_has_one_sorted_row_a_file(tmp_path: Path) -> None:
     with open(tmp_path / "new" / "bad.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [["path", "reason"], ["a.jpg", "empty"], ["b,1.jpg", 'not "a" picture']]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match="cannot look into .*closed .Permission denied"):
+        find_images(tmp_path)

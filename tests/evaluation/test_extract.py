@@ -9,7 +9,7 @@ from PIL import Image
 
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
-from rdcd.evaluation.extract import assemble, extract, extract_descriptors, load_network
+from rdcd.evaluation.extract import assemble, check_device, extract, extract_descriptors, load_network
 from rdcd.models.student import Student
 from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import save_student
@@ -103,7 +103,7 @@ def test_command_writes_a_file_and_the_ledger(student: Student, holed: Manifest,
     assert out == tmp_path / "out" / "r.h5" and found.names.tolist() == list(expected)
     np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=2e-6)
     assert sorted(found.missing.tolist()) == ["R0", "R10", "R4"]
-    with open(tmp_path / "out" / "bad_files.csv", newline="") as file:
+    with open(tmp_path / "out" / "r-bad_files.csv", newline="") as file:
         assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["R0.png", "R10.png", "R4.png"]
     said = capsys.readouterr().out
     assert "8 descriptors of 6 numbers, 48 px square" in said and "3 pictures could not be read" in said
@@ -115,7 +115,7 @@ def test_command_takes_a_size_and_the_thumbnail(pictures: Manifest, tmp_path: Pa
     found = read_descriptors(out)
     expected = one_by_one(Thumbnail(), pictures, 18, "short")
     np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=1e-6)
-    assert not (tmp_path / "bad_files.csv").exists() and not found.missing.size
+    assert not list(tmp_path.glob("*bad_files.csv")) and not found.missing.size
 
 
 def test_command_says_what_is_wrong(pictures: Manifest, tmp_path: Path) -> None:
@@ -136,3 +136,30 @@ def test_networks_come_with_a_card(student: Student, tmp_path: Path) -> None:
         assert network.dim and card["preprocessing"]["size"] and card["architecture"]["trunk"]
         assert (card["weights_sha256"] is None) == (path == "thumbnail")
         json.dumps(card)
+
+
+def test_a_link_that_leads_nowhere_is_missing_and_not_left_out(pictures: Manifest, tmp_path: Path) -> None:
+    (pictures.root / "R99.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    out = extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "t.h5"), workers=0, device="cpu")
+    assert read_descriptors(out).missing.tolist() == ["R99"]
+    with open(tmp_path / "t-bad_files.csv", newline="") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["R99.jpg"]
+    (pictures.root / "R99.jpg").unlink()
+    extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "t.h5"), workers=0, device="cpu")
+    assert not (tmp_path / "t-bad_files.csv").exists()  # of an earlier run
+
+
+def test_devices_that_are_not_there_are_said(pictures: Manifest, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check_device(None) == check_device("cpu") == "cpu"
+    for device, said in (("gpu", "device=gpu: expected cpu or cuda"), ("cuda", "torch finds no GPU")):
+        with pytest.raises(UserError, match=said):
+            extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), device=device)
+
+
+def test_a_place_that_cannot_be_written_is_said_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: expected the name of a file"):
+        extract(images="nowhere", model="thumbnail", out=str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, no folder"):
+        extract(images="nowhere", model="thumbnail", out=str(tmp_path / "file" / "r.h5"))

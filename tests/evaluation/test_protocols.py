@@ -9,19 +9,19 @@ from rdcd.evaluation.protocols import Protocol
 def test_default_is_the_published_disc_protocol() -> None:
     protocol = Protocol()
     assert dataclasses.asdict(protocol) == {
-        "name": "disc", "split": "dev", "size": None, "resize": "square", "codecs": ["Flat"],
+        "name": "disc", "split": "dev", "size": None, "resize": None, "codecs": ["Flat"],
         "score_norms": [None, "1.0[0,2]"], "candidates": "per_query", "k": 10}
     assert Protocol().codecs is not protocol.codecs
 
 
 @pytest.mark.parametrize(("protocol", "said"), [
-    (Protocol(), "disc (dev queries), 288 px square, aspect not kept, candidates per_query: "
+    ((Protocol(), "square"), "disc (dev queries), 288 px square, aspect not kept, candidates per_query: "
                  "10 nearest references of every query"),
-    (Protocol(name="isc", split="final", resize="short", candidates="global", k=5),
+    ((Protocol(name="isc", split="final", candidates="global", k=5), "short"),
      "isc (final queries), 288 px short side, aspect kept, candidates global: "
      "best 5 × queries pairs over all queries")])
-def test_description_names_what_moves_a_number(protocol: Protocol, said: str) -> None:
-    assert protocol.describe(288) == said
+def test_description_names_what_moves_a_number(protocol: tuple[Protocol, str], said: str) -> None:
+    assert protocol[0].describe(288, protocol[1]) == said
 
 
 def test_is_frozen() -> None:
@@ -36,6 +36,9 @@ def test_is_frozen() -> None:
     ({"codecs": ["Flat", "FOO8,Flat"]}, "faiss cannot parse codec 'FOO8,Flat'"),
     ({"score_norms": ["x"]}, "score normalization 'x' not understood"),
     ({"score_norms": []}, r"protocol.score_norms=\[\]"),
+    ({"codecs": 3}, "protocol.codecs=3: expected a list"),
+    ({"resize": "stretch"}, "protocol.resize=stretch: expected square or short, or null"),
+    ({"size": 0}, "protocol.size=0: expected a whole number of at least 1, or null"),
     ({"candidates": "all"}, "candidates=all: expected one of"),
     ({"k": 0}, "k=0: expected a whole number of at least 1")])
 def test_what_is_not_understood_is_said_at_once(options: dict, said: str) -> None:

@@ -242,3 +242,12 @@ def test_hub_weights_out_of_reach_are_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match="no network.*student.pretrained=FILE"):
         make(pretrained=True)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"trunk": None}, "student.trunk=None: expected the name of a timm model"),
+    ({"pretrained": 1}, "student.pretrained=1: expected false, true, or a file"),
+    ({"gem_p": 0}, "student.gem_p=0: expected a number above 0")])
+def test_options_of_a_wrong_kind_are_said(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make(**options)

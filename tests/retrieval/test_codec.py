@@ -71,7 +71,8 @@ def test_every_codec_gets_its_own_dimension():
     (",Flat", "faiss cannot parse"),
     ("IVF4,Flat", "not a chain of vector transforms"),
     ("PCA4,IVF4,Flat", "not a chain of vector transforms.*search here is exact"),
-    ("PCAW13,L2norm,Flat", "PCA to 13 dimensions of 12-d descriptors; expected at most 12"),
+    ("PCAW13,L2norm,Flat", "PCA to 13 dimensions of 12-d descriptors; expected 1 to 12"),
+        ("PCA0,Flat", "PCA to 0 dimensions of 12-d descriptors; expected 1 to 12"),
 ])
 def test_refuses_other_strings(text, message):
     with pytest.raises(UserError, match=message):

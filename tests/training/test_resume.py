@@ -1,6 +1,7 @@
 """Runs that were interrupted end like whole ones; runs of one seed are equal."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from safetensors.torch import load_file
 from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
 
 from rdcd.errors import UserError
+from rdcd.models.student import Student
 from rdcd.training.checkpoints import AtomicCheckpointIO
 from rdcd.training.launch import TeacherFile
 from rdcd.training.module import CopyDetection, Optimization
+from rdcd.training.objectives import RDCD
 from rdcd.training.optim import schedule_factor
 
 
@@ -109,12 +112,17 @@ def test_a_resumed_run_takes_the_settings_it_is_given(benchmark_root, plain_run,
         assert rates[step] == pytest.approx(0.5 * 8 / 256 * schedule_factor(step, total=6, warmup=3)), step
 
 
-def test_another_batch_size_cannot_be_resumed(benchmark_root, plain_run, tmp_path):
+def test_another_network_queue_or_batch_cannot_be_resumed(benchmark_root, plain_run, tmp_path):
     options = {"teacher": TeacherFile(str(plain_run / "teacher"))}
     with pytest.raises(ZeroDivisionError):
         go(benchmark_root, tmp_path / "run", augment=Breaks(VIEWS + 20), **options)
-    with pytest.raises(UserError, match="last.ckpt was written at data.batch_size 8, this run has 6"):
-        go(benchmark_root, resume=str(tmp_path / "run"), data={"batch_size": 6}, **options)
+    for changes, said in (({"data": {"batch_size": 6}}, "last.ckpt was written at data.batch_size 8, this run has 6"),
+                          ({"data": {"size": 40}}, "was written at data.size 32, this run has 40"),
+                          ({"loss": partial(RDCD, queue_size=41)}, "does not fit this run's networks and queues"),
+                          ({"student": partial(Student, trunk="test_efficientnet", dim=9, kd_dim=None)},
+                           "does not fit this run's networks and queues")):
+        with pytest.raises(UserError, match=said):
+            go(benchmark_root, resume=str(tmp_path / "run"), **changes, **options)
 
 
 def test_the_best_checkpoint_stays_the_best_after_a_resume(benchmark_root, plain_run, tmp_path, monkeypatch):
