@@ -166,7 +166,8 @@ def _resumed(config, words: list[str]):
         raise UserError(f"resume={config.resume}: {run} has no config.yaml, so it was not begun by `rdcd train`; "
                         f"name a run folder, or latest") from None
     except (OSError, ValueError, YAMLError) as error:
-        raise UserError(f"{run / 'config.yaml'} is damaged ({' '.join(str(error).split())}): start the run again, or copy the file from "
+        reason = " ".join(str(error).split())
+        raise UserError(f"{run / 'config.yaml'} is damaged ({reason}): start the run again, or copy the file from "
                         f"another of the same settings") from None
     OmegaConf.set_struct(saved, True)
     try:

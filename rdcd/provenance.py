@@ -14,8 +14,11 @@ _run: dict[str, object] = {"command": None, "config": None}
 
 
 def set_run(*, command: str, config: dict | None) -> None:
-    """Record this process's command line and resolved config; `provenance` repeats them."""
-    _run.update(command=command, config=config)
+    """Record this process's command line, resolved config and commit; `provenance` repeats them.
+
+    The commit is that of the start: a run of hours must not name what was committed meanwhile.
+    """
+    _run.update(command=command, config=config, git_commit=git_commit())
 
 
 def run_config() -> dict | None:
@@ -54,32 +57,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """Name the device results are computed on."""
+def device_name(device: str | None = None) -> str:
+    """Name the device results are computed on: `cpu`, `cuda`, or None for cuda where it works."""
     import torch
 
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def provenance(*, seed: int | None = None, protocol: str | None = None,
-               weights: dict[str, str] | None = None) -> dict[str, object]:
+               weights: dict[str, str] | None = None, device: str | None = None) -> dict[str, object]:
     """Return the record that goes into every result file.
 
     Args:
         seed: the run's seed, where one was used.
         protocol: name of the evaluation protocol.
         weights: model name → SHA-256 of the weights file it was measured with.
+        device: what computed, see `device_name`.
     """
     return {
         "command": _run["command"] or " ".join(sys.argv),
         "config": _run["config"],
         "protocol": protocol,
         "seed": seed,
-        "git_commit": git_commit(),
+        "git_commit": _run["git_commit"] if "git_commit" in _run else git_commit(),
         "versions": versions(),
-        "device": device(),
+        "device": device_name(device),
         "weights_sha256": weights or {},
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

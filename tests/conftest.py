@@ -1,5 +1,6 @@
-"""What all tests share: one compute thread, and small pictures on disk."""
+"""What all tests share: one compute thread, no network, and small pictures on disk."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,19 @@ def pytest_sessionstart() -> None:
 def one_thread() -> None:
     """Training sets its own number; the next test has one again."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this machine is reached from a test."""
+    connect = socket.socket.connect
+
+    def local(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test asked the network for {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local)
 
 
 def noise(seed: int, width: int = 32, height: int = 24) -> Image.Image:

@@ -53,7 +53,7 @@ def test_versions_of_what_is_installed() -> None:
 def test_device_is_named() -> None:
     import torch
 
-    found = provenance.device()
+    found = provenance.device_name()
     assert found == torch.cuda.get_device_name() if torch.cuda.is_available() else found.startswith("cpu (")
 
 
@@ -102,3 +102,17 @@ def test_no_repository_and_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert provenance.git_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git_commit() is None
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch):
+    monkeypatch.setattr(provenance, "git_commit", lambda: "first")
+    provenance.set_run(command="rdcd train", config=None)
+    monkeypatch.setattr(provenance, "git_commit", lambda: "second")
+    assert provenance.provenance()["git_commit"] == "first"
+
+
+def test_the_device_is_the_one_that_computed(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    assert provenance.provenance()["device"] == provenance.provenance(device="cuda")["device"] == "a GPU"
+    assert provenance.provenance(device="cpu")["device"].startswith("cpu ")

@@ -131,7 +131,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
     results, first = comparable(results), next(iter(models))
-    record = provenance(seed=seed, protocol=protocol.describe(sizes[first], resizes[first]),
+    record = provenance(seed=seed, device=device, protocol=protocol.describe(sizes[first], resizes[first]),
                         weights={name: digest for name, digest in weights.items() if digest})
     record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),
                              "references": len(benchmark.references), "background": len(benchmark.background),

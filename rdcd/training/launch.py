@@ -171,7 +171,7 @@ def train(*, student: partial, loss: Callable[..., torch.nn.Module], data: DataS
     size = protocol.size or data.test_size or data.size
     untrained = save_student(folder / "untrained.safetensors", made, size=size, resize=protocol.resize or "square",
                              card={"training": {"seed": seed, "steps": 0}, "licence": LICENCE,
-                                   "provenance": provenance.provenance(seed=seed)})
+                                   "provenance": provenance.provenance(seed=seed, device=_device(trainer))})
     objective = loss(made, guide)
     weights = _fit(run, folder, made, objective, trainer, data, label="student", size=size,
                    card={"teacher_sha256": sha256(guide_path) if guide_path else None})
@@ -273,7 +273,8 @@ def _fit(run: _Run, folder: Path, student: Student, objective: torch.nn.Module, 
         raise KeyboardInterrupt from None
     return save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
                         card={k: v for k, v in card.items() if k in ("training", "licence")}
-                        | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name)})
+                        | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
+                                                      device=_device(settings))})
 
 
 def _channels_last(settings: TrainerSettings, student: Student) -> bool:
