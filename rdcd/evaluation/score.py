@@ -60,11 +60,9 @@ def score(*, query: str | Path, reference: str | Path, ground_truth: str | Path,
         if not isinstance(path, str | Path):
             raise UserError(f"{name}={path}: expected the path of a {'folder' if name == 'out' else 'file'}")
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={out} is a file; expected a folder for metrics.csv: give another name")
+    check_output(out, folder=True)
     files = {"query": query, "reference": reference, "background": background}
     files = {name: Path(path) for name, path in files.items() if path is not None}
-    check_output(out, folder=True)
     pairs = read_ground_truth(ground_truth)
     sets = {name: read_descriptors(path) for name, path in files.items()}
     rows = score_descriptors(sets["query"], sets["reference"], sets.get("background"), pairs, codecs=codecs,

@@ -104,7 +104,8 @@ def read_descriptors(path: str | Path) -> Descriptors:
                                 "`rdcd extract` writes them")
             vectors = file["vectors"]
             if vectors.shape is None or vectors.dtype.kind not in "fiu":
-                raise UserError(f"{path}: `vectors` holds {vectors.dtype}, expected float32: "
+                holds = "nothing" if vectors.shape is None else vectors.dtype
+                raise UserError(f"{path}: `vectors` holds {holds}, expected float32: "
                                 "extract them again")
             arguments = (_read_names(file, "image_names", path), vectors[()],
                          _read_names(file, "missing", path) if "missing" in file else _no_names())

@@ -316,13 +316,23 @@ def test_synthetic(tmp_path):
     (dict(max_side=8), "max_side=8: expected a whole number of at least 32"),
     (dict(seed=-1), "seed=-1: expected a whole number of at least 0"),
     (dict(edits=[3, 2]), r"edits=\[3, 2\]: expected \[fewest,most\]"),
+    (dict(edits=["a", "b"]), r"edits=\['a', 'b'\]: expected \[fewest,most\]"),
+    (dict(edits=3), r"edits=3: expected \[fewest,most\]"),
     (dict(families=["crap"]), "no family 'crap'"),
+    (dict(families="crap"), "no family 'crap'"),  # one word, not its letters
     (dict(workers=0), "workers=0: expected at least 1"),
 ])
 def test_mistakes_are_told_before_any_work(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         make_benchmark(out=tmp_path / "out", **arguments)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_record_of_a_benchmark_is_told(tmp_path, content):
+    (tmp_path / "benchmark.json").write_text(content)
+    with pytest.raises(UserError, match="benchmark.json is damaged"):
+        make_benchmark(out=tmp_path)
 
 
 def test_a_benchmark_inside_its_photographs_is_refused(photos):

@@ -236,3 +236,19 @@ def test_mistakes_are_named_and_leave_no_file(tmp_path):
 
 def test_page_is_the_same_twice(tmp_path):
     assert full_page(tmp_path)[0] == full_page(tmp_path)[0]
+
+
+def test_a_query_and_a_reference_of_one_name_are_two_pictures(tmp_path):
+    matches = Matches(queries=np.array(["1", "2"]), references=np.array(["1", "1"]),
+                      scores=np.array([0.9, 0.8], dtype=np.float32))
+    for name, colour in (("query", "red"), ("reference", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    page = Page(render(tmp_path, results=[make_result(matches, [("1", "1")])], pairs=[("1", "1")],
+                       image_path=lambda name: tmp_path / "reference.png",
+                       query_path=lambda name: tmp_path / "query.png"))
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == 4  # the best match and the false alarm, two pictures each
+    for picture in shown:
+        data = base64.b64decode(picture["src"].partition(",")[2])
+        red, _, blue = Image.open(io.BytesIO(data)).convert("RGB").getpixel((4, 4))
+        assert (red > blue) == picture["alt"].startswith("query"), picture["alt"]

@@ -236,7 +236,7 @@ def test_mistakes_in_files(files, tmp_path):
     refused("truth.csv is not a whole HDF5", reference=files["ground_truth"])
     refused("query.hdf5 is not a UTF-8 CSV", ground_truth=files["query"])
     refused("no ground truth file", ground_truth=tmp_path / "absent.csv")
-    refused("out=.*query.hdf5 is a file", out=files["query"])
+    refused("query.hdf5 cannot be written: .*query.hdf5 is a file, no folder", out=files["query"])
     write_ground_truth(tmp_path / "none.csv", [("Q1", "")])
     refused("the ground truth has no pairs", ground_truth=tmp_path / "none.csv")
 

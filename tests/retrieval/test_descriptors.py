@@ -92,6 +92,12 @@ def test_file_mistakes_name_the_file(tmp_path):
     refused(r"no dataset vectors nor image_names \(it has: none\)")
     write(vectors=[b"a", b"b"], image_names=[b"a", b"b"])
     refused("`vectors` holds .*expected float32")
+    write(vectors=h5py.Empty("f4"), image_names=np.array([b"Q1"]))
+    refused("`vectors` holds nothing, expected float32")
+    with h5py.File(path, "w") as file:
+        file["vectors"], file["image_names"] = np.ones((1, 2), np.float32), np.array([b"Q1"])
+        file.create_group("missing")
+    refused("`missing` is no array of byte strings")
     write(vectors=np.eye(2), image_names=[1, 2])
     refused("`image_names` holds int64, expected byte strings")
     write(vectors=np.eye(2), image_names=np.array([b"a", b"\xff"]))
