@@ -1,7 +1,9 @@
 """The student: any timm trunk → GeM → fc to the teacher's size → linear projector (METHOD §1)."""
 
+import copy
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from rdcd.errors import UserError, check_number
@@ -44,6 +47,8 @@ class Student(nn.Module):
         UserError: an unknown trunk, or weights that do not fit it.
     """
 
+    folded = False  # whether `reparameterize` made it
+
     def __init__(self, *, trunk: str = "efficientnet_b0", dim: int | None = 256, kd_dim: int = 512,
                  gem_p: float = 3.0, pretrained: bool | str | Path = False, zero_init_residual: bool = False,
                  mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
@@ -58,7 +63,7 @@ class Student(nn.Module):
         check_number("student.gem_p", gem_p, 0, whole=False, above=True)
         self.architecture = {"trunk": trunk, "dim": dim, "kd_dim": kd_dim, "gem_p": gem_p,
                              "mean": list(mean), "std": list(std)}
-        self.trunk = _build_trunk(trunk, pretrained)
+        self.trunk = build_trunk(trunk, pretrained)
         if zero_init_residual and pretrained is False:
             zero_residual_branches(self.trunk)
         self.pool = GeM(gem_p)
@@ -74,12 +79,7 @@ class Student(nn.Module):
 
     def forward(self, pictures: Tensor) -> Embedding:
         """Embed pictures [B, 3, H, W] in [0, 1]."""
-        maps = self.trunk((pictures - self.mean) / self.std)
-        if maps.ndim == 3:  # tokens of a transformer: the class and register tokens come first
-            maps = maps[:, getattr(self.trunk, "num_prefix_tokens", 0):]
-        elif maps.shape[1] != self.fc.in_features:  # some trunks answer [B, H, W, C]
-            maps = maps.permute(0, 3, 1, 2)
-        hidden = self.fc(self.pool(maps))
+        hidden = self.fc(pooled(self.trunk, self.pool, (pictures - self.mean) / self.std))
         with torch.autocast(pictures.device.type, enabled=False):
             features = F.normalize(hidden.float(), dim=1)
         if self.projector is None:
@@ -93,12 +93,36 @@ class Student(nn.Module):
         return self(pictures).descriptors
 
 
+def pooled(trunk: nn.Module, pool: GeM, pictures: Tensor) -> Tensor:
+    """Return a timm trunk's features of normalized pictures [B, 3, H, W], pooled over all places: [B, C]."""
+    maps = trunk(pictures)
+    if maps.ndim == 3:  # tokens of a transformer: the class and register tokens come first
+        maps = maps[:, getattr(trunk, "num_prefix_tokens", 0):]
+    elif maps.shape[1] != trunk.head_hidden_size:  # some trunks answer [B, H, W, C]
+        maps = maps.permute(0, 3, 1, 2)
+    return pool(maps)
+
+
+def reparameterize(student: Student) -> Student:
+    """Return a copy for inference whose trunk's parallel training branches are folded into single convolutions.
+
+    FastViT, MobileOne, RepVGG and their like train with more branches than they need afterwards (Vasu et al. 2023,
+    §3); descriptors are equal but for rounding. A trunk with nothing to fold is copied as it is. Weights files keep
+    the training form: `save_student` refuses the copy.
+    """
+    folded = copy.deepcopy(student).eval().requires_grad_(False)
+    reparameterize_model(folded.trunk, inplace=True)
+    folded.folded = True
+    return folded
+
+
 def parameter_count(network: nn.Module) -> int:
     """Return the number of parameters of `network`."""
     return sum(p.numel() for p in network.parameters())
 
 
-def _build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
+def build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
+    """Make a timm trunk without classifier and pooling; arguments as of `Student`."""
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6))
         raise UserError(f"student.trunk={name}: timm has no such model"
@@ -151,21 +175,37 @@ def load_trunk(trunk: nn.Module, path: str | Path) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a flat dict of tensors from `.safetensors` or a weights-only torch file."""
+    """Read a flat dict of tensors from a safetensors file or a weights-only torch file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights file {path}: expected a .safetensors or .pth file; check the path")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # torch goes by the name of what it is given by name
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated or foreign files raise anything, from zip to pickle errors
-        raise UserError(f"{path} ({os.path.getsize(path):,} bytes) is not a readable weights file ({error}): "
-                        f"it may be truncated; fetch or train it again") from error
+        raise UserError(f"{path} ({os.path.getsize(path):,} bytes) is not a readable weights file "
+                        f"({why_unreadable(error)}): it may be truncated; fetch or train it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no dict of tensors: expected weights under timm's names")
+        raise UserError(f"{path} holds no dict of tensors: expected a state dict of weights")
     return state
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Tell by a file's first bytes whether it is a safetensors file; by its name where there are none."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" if len(start) == 9 else path.suffix == ".safetensors"
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say in a line why a file was not loaded, without torch's advice to trust it; a refused object is named."""
+    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {foreign[1]}, and only tensors and plain types are loaded"
+    return f"{type(error).__name__}: {str(error).strip().partition('. ')[0]}".removesuffix(": ")
 
 
 def check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], *, path: str | Path, what: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path, sha256, write_json
-from rdcd.models.student import Student, check_fit, read_weights
+from rdcd.models.student import Student, check_fit, is_safetensors, read_weights, why_unreadable
 
 FORMAT = "rdcd-student-1"
 
@@ -21,7 +21,12 @@ def save_student(path: str | Path, student: Student, *, size: int, resize: str =
     Args:
         size, resize: how pictures are resized for this student by default, see `Pictures`.
         card: what else a reader should know: training config, provenance, licence, thresholds.
+
+    Raises:
+        ValueError: a student made by `reparameterize`, whose weights fit no architecture.
     """
+    if student.folded:
+        raise ValueError("a re-parameterized student cannot be saved: save the one it was made from")
     path = Path(path).with_suffix(".safetensors")
     with atomic_path(path) as partial:
         save_file({k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}, partial)
@@ -58,22 +63,26 @@ def read_card(path: str | Path) -> dict:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise UserError(f"{card_path}: format {found!r}, expected {FORMAT!r}; "
                         f"is it the card of a student trained by rdcd?")
-    absent = [key for key in ("architecture", "preprocessing", "weights_sha256") if key not in card]
-    if not absent and "size" not in card["preprocessing"]:
-        absent = ["preprocessing.size"]
-    if absent:
+    if absent := _absent(card, "weights_sha256"):
         raise UserError(f"{card_path} has no {', '.join(absent)}: copy the card again")
     return card
 
 
+def _absent(card: dict, *further: str) -> list[str]:
+    """Return what a student's card lacks."""
+    absent = [key for key in ("architecture", "preprocessing") if not isinstance(card.get(key), dict)]
+    absent += [key for key in further if key not in card]
+    return absent or ["preprocessing.size"] * ("size" not in card["preprocessing"])
+
+
 def load_student(path: str | Path) -> tuple[Student, dict]:
-    """Load a student and its card from `student.safetensors` or a training checkpoint (`.ckpt`).
+    """Load a student and its card from `student.safetensors` or a training checkpoint, told apart by content.
 
     Raises:
         UserError: missing, truncated or foreign files, or weights of another architecture.
     """
     path = Path(path)
-    if path.suffix == ".ckpt":
+    if not is_safetensors(path) if path.is_file() else path.suffix == ".ckpt":
         return _from_checkpoint(path)
     state, card = read_weights(path), read_card(path)
     if sha256(path) != card["weights_sha256"]:
@@ -92,13 +101,15 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: a run keeps its own in RUN/checkpoints/last.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # torch goes by the name of what it is given by name
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated or hostile files raise anything, from zip to pickle errors
-        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is not a readable checkpoint ({error}): it may be "
-                        f"truncated; use another one of the run's checkpoints/") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "card"} <= checkpoint.keys():
+        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is not a readable checkpoint "
+                        f"({why_unreadable(error)}): it may be truncated; use another one of the run's checkpoints/, "
+                        f"or, for a student that RDCD's authors released, `rdcd export` first") from error
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), dict) for k in ("state_dict", "card")):
         raise UserError(f"{path} is no training checkpoint of rdcd: it has no `state_dict` and `card`")
-    if absent := [key for key in ("architecture", "preprocessing") if key not in checkpoint["card"]]:
+    if absent := _absent(checkpoint["card"]):
         raise UserError(f"the card in {path} has no {', '.join(absent)}: use another one of the run's checkpoints/")
     return checkpoint
 

@@ -1,15 +1,17 @@
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from authors_checkpoint import settle
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from rdcd.errors import UserError
-from rdcd.models.student import Student, load_trunk, parameter_count
+from rdcd.models.student import Student, is_safetensors, load_trunk, parameter_count, pooled, reparameterize
 
 PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))  # maps of 2 x 3 places
 
@@ -30,20 +32,21 @@ def by_hand(student: Student, pictures: Tensor, places) -> tuple[Tensor, Tensor]
     return fc / fc.norm(dim=1, keepdim=True), projected / projected.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize(("trunk", "millions"), [
-    ("efficientnet_b0", 4.66), ("mobilenetv3_large_100", 4.86), ("resnet50", 24.56)])
-def test_parameters_of_trunk_and_fc(trunk: str, millions: float) -> None:
+@pytest.mark.parametrize(("trunk", "millions", "alone"), [  # also in docs/students.md
+    ("efficientnet_b0", 4.66, 4.01), ("mobilenetv3_large_100", 4.86, 4.20), ("resnet50", 24.56, 23.51),
+    ("fastvit_t12", 7.05, 6.53), ("test_byobnet", 0.33, 0.20)])
+def test_parameters_of_trunk_and_fc(trunk: str, millions: float, alone: float) -> None:
     with torch.device("meta"):  # counts without memory
         student = Student(trunk=trunk, dim=None, kd_dim=512)
     assert round(parameter_count(student) / 1e6, 2) == millions
+    assert round(parameter_count(student.trunk) / 1e6, 2) == alone
     assert student.projector is None and student.dim == 512
 
 
-@pytest.mark.parametrize(("trunk", "millions"), [
-    ("vit_base_patch8_224.dino", 85.8), ("vit_base_patch16_224.dino", 85.8), ("fastvit_t12", 6.5)])
-def test_parameters_of_the_trunk(trunk: str, millions: float) -> None:
+@pytest.mark.parametrize("trunk", ["vit_base_patch8_224.dino", "vit_base_patch16_224.dino"])
+def test_parameters_of_the_trunk_of_dino_teachers(trunk: str) -> None:
     with torch.device("meta"):
-        assert round(parameter_count(Student(trunk=trunk).trunk) / 1e6, 1) == millions
+        assert round(parameter_count(Student(trunk=trunk).trunk) / 1e6, 1) == 85.8
 
 
 @pytest.mark.parametrize(("trunk", "places"), [
@@ -93,6 +96,53 @@ def test_any_dim_gives_unit_descriptors(dim: int | None) -> None:
         assert found.features is found.descriptors
 
 
+@pytest.mark.parametrize("trunk", ["efficientnet_b0", "mobilenetv3_large_100", "fastvit_t12"])
+def test_any_size_of_picture_gives_one_size_of_descriptor(trunk: str) -> None:
+    student = make(trunk=trunk)
+    for height, width in [(64, 64), (128, 128), (256, 256), (512, 512), (37, 37), (37, 90)]:
+        with torch.inference_mode():
+            found = student(torch.rand(1, 3, height, width))
+        assert found.features.shape == (1, 10) and found.descriptors.shape == (1, 6)
+        for output in found:
+            torch.testing.assert_close(output.norm(dim=1), torch.ones(1))
+
+
+def test_pooled_features_are_those_under_the_fc() -> None:
+    student = make()
+    with torch.no_grad():
+        found = pooled(student.trunk, student.pool, (PICTURES - student.mean) / student.std)
+        assert found.shape == (2, student.fc.in_features)
+        torch.testing.assert_close(F.normalize(student.fc(found)), student(PICTURES).features)
+
+
+@pytest.mark.parametrize("trunk", ["fastvit_t12", "repvgg_a0", "mobileone_s0"])
+def test_a_reparameterized_student_gives_the_same_descriptors(trunk: str) -> None:
+    student = make(trunk=trunk, dim=16)
+    settle(student.trunk)
+    student.train()
+    pictures = PICTURES[..., :64]
+    state = {k: v.clone() for k, v in student.state_dict().items()}
+    folded = reparameterize(student)
+    assert student.training and not folded.training
+    assert student.state_dict().keys() == state.keys()
+    assert all(torch.equal(v, state[k]) for k, v in student.state_dict().items()), "the student itself is left alone"
+    with torch.no_grad():
+        found, expected = folded(pictures), student.eval()(pictures)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert parameter_count(folded) < parameter_count(student)
+    assert (expected.descriptors[0] - expected.descriptors[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("trunk", ["efficientnet_b0", "mobilenetv3_large_100", "test_vit"])
+def test_a_trunk_with_nothing_to_fold_is_copied(trunk: str) -> None:
+    student = make(trunk=trunk)
+    folded = reparameterize(student)
+    assert folded is not student and folded.state_dict().keys() == student.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(folded.embed(PICTURES[..., :64]), student.embed(PICTURES[..., :64]))
+
+
 def test_own_mean_and_std() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
     student = make(mean=mean, std=std)
@@ -125,6 +175,7 @@ def test_gradient_reaches_every_parameter() -> None:
 
 
 @pytest.mark.parametrize(("trunk", "classifier"), [
+    ("efficientnet_b0", "classifier"), ("mobilenetv3_large_100", "classifier"), ("fastvit_t12", "head.fc"),
     ("test_efficientnet", "classifier"), ("test_resnet", "fc"), ("test_convnext", "head.fc"),
     ("test_vit", "head")])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -242,6 +293,37 @@ def test_hub_weights_out_of_reach_are_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match="no network.*student.pretrained=FILE"):
         make(pretrained=True)
+
+
+def test_hub_weights_without_a_network_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="pretrained=true: timm could not fetch fastvit_t12 .*student.pretrained=FILE"):
+        make(trunk="fastvit_t12", pretrained=True)
+
+
+def test_hub_weights_are_the_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, asked = timm.create_model, []
+
+    def hub(name: str, *, pretrained: bool, **options):
+        asked.append((name, pretrained))
+        trunk = create(name, **options)
+        trunk.conv_stem.weight.data.fill_(0.5)
+        return trunk
+
+    monkeypatch.setattr(timm, "create_model", hub)
+    student = make(trunk="efficientnet_b0", pretrained=True, zero_init_residual=True)
+    assert asked == [("efficientnet_b0", True)]
+    assert (student.trunk.conv_stem.weight == 0.5).all() and (student.trunk.blocks[1][1].bn3.weight == 1).all()
+    assert "pretrained" not in student.architecture  # the card describes what a file holds
+
+
+def test_the_content_tells_safetensors_not_the_name(tmp_path: Path) -> None:
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file(state, tmp_path / "trunk.pth")
+    torch.save(state, tmp_path / "trunk.safetensors")
+    assert is_safetensors(tmp_path / "trunk.pth") and not is_safetensors(tmp_path / "trunk.safetensors")
+    for name in ("trunk.pth", "trunk.safetensors"):
+        assert torch.equal(make(pretrained=tmp_path / name).trunk.conv_stem.weight, state["conv_stem.weight"])
 
 
 @pytest.mark.parametrize(("options", "said"), [

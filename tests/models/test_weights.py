@@ -1,3 +1,4 @@
+import argparse
 import json
 import pickle
 from pathlib import Path
@@ -7,7 +8,7 @@ import torch
 
 from rdcd.errors import UserError
 from rdcd.files import sha256
-from rdcd.models.student import Student
+from rdcd.models.student import Student, reparameterize
 from rdcd.models.weights import FORMAT, load_student, read_checkpoint, save_student
 
 PICTURES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -86,6 +87,9 @@ def test_missing_files_are_said(saved: Path, tmp_path: Path) -> None:
     ("[]", "format 'list', expected 'rdcd-student-1'"),
     ('{"format": "other"}', "format 'other', expected 'rdcd-student-1'"),
     ('{"format": "rdcd-student-1", "preprocessing": {}}', "has no architecture, weights_sha256"),
+    ('{"format": "rdcd-student-1", "preprocessing": 3, "architecture": {}, "weights_sha256": ""}', "no preprocessing"),
+    ('{"format": "rdcd-student-1", "preprocessing": {}, "architecture": {}, "weights_sha256": ""}',
+     "has no preprocessing.size"),
 ])
 def test_a_foreign_card_is_said(saved: Path, text: str, said: str) -> None:
     saved.with_suffix(".json").write_text(text)
@@ -127,11 +131,38 @@ def test_truncated_files_are_said(student: Student, saved: Path, suffix: str) ->
         load_student(path)
 
 
-@pytest.mark.parametrize("absent", ["state_dict", "card"])
-def test_a_foreign_checkpoint_is_said(student: Student, tmp_path: Path, absent: str) -> None:
-    path = write_checkpoint(tmp_path / "other.ckpt", student, **{absent: None})
+@pytest.mark.parametrize("change", [{"state_dict": None}, {"card": None}, {"card": 1}, {"state_dict": [1]}])
+def test_a_foreign_checkpoint_is_said(student: Student, tmp_path: Path, change: dict) -> None:
+    path = write_checkpoint(tmp_path / "other.ckpt", student, **change)
     with pytest.raises(UserError, match="no training checkpoint of rdcd: it has no `state_dict` and `card`"):
         load_student(path)
+
+
+def test_a_checkpoint_whose_card_lacks_something_is_said(student: Student, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "last.ckpt", student, card={"architecture": ARCHITECTURE, "preprocessing": {}})
+    with pytest.raises(UserError, match="the card in .*last.ckpt has no preprocessing.size"):
+        load_student(path)
+
+
+def test_the_content_tells_weights_from_checkpoints_not_the_name(student: Student, saved: Path) -> None:
+    weights = saved.rename(saved.with_suffix(".ckpt"))
+    assert torch.equal(load_student(weights)[0].embed(PICTURES), student.embed(PICTURES))
+    checkpoint = write_checkpoint(saved, student)
+    assert torch.equal(load_student(checkpoint)[0].embed(PICTURES), student.embed(PICTURES))
+    assert load_student(checkpoint)[1]["weights_sha256"] == sha256(checkpoint)
+
+
+def test_a_released_checkpoint_of_the_authors_is_pointed_to_export(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {"args": argparse.Namespace(dim=64)}}, tmp_path / "rdcd.ckpt")
+    with pytest.raises(UserError, match="it holds argparse.Namespace, and only .*RDCD's authors .*`rdcd export`"):
+        load_student(tmp_path / "rdcd.ckpt")
+
+
+def test_a_reparameterized_student_is_not_saved(tmp_path: Path) -> None:
+    folded = reparameterize(Student(trunk="fastvit_t8", dim=4, kd_dim=6))
+    with pytest.raises(ValueError, match="save the one it was made from"):
+        save_student(tmp_path / "student.safetensors", folded, size=64)
+    assert not list(tmp_path.iterdir())
 
 
 class Hostile:
