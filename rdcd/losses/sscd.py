@@ -5,7 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdcd.losses.koleo import koleo_loss
-from rdcd.losses.precision import in_fp32
+from rdcd.losses.precision import MASKED, in_fp32
+
+
+def share_picture(pictures: Tensor, others: Tensor) -> Tensor:
+    """Return bool [N, M]: which rows of `pictures`, int [N] or [N, L], show one that a row of `others` shows."""
+    same = torch.zeros(len(pictures), len(others), dtype=torch.bool, device=pictures.device)
+    for mine in pictures.reshape(len(pictures), -1).T:
+        for theirs in others.reshape(len(others), -1).T:
+            same |= mine[:, None] == theirs[None, :]
+    return same
 
 
 @in_fp32
@@ -14,14 +23,14 @@ def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = Non
               entropy_weight: float = 30.0) -> tuple[Tensor, Tensor]:
     """Return (InfoNCE, entropy) of a batch with two or more views a picture; their weighted sum is L.
 
-    For every row i and every other view p of the same picture,
-    −log( e^{z_i·z_p/τ} / Σ_{j≠i} e^{z_i·z_j/τ} ), averaged over p, then over i; the entropy term is
-    KoLeo with the neighbour sought among other pictures.
+    Two rows match if they show a picture in common. For every row i and every other row p that matches it,
+    −log( e^{z_i·z_p/τ} / (e^{z_i·z_p/τ} + Σ_n e^{z_i·z_n/τ}) ) with n over the rows that do not match i,
+    averaged over p, then over i; the entropy term is KoLeo with the neighbour sought among the same n.
 
     Args:
         descriptors: this process's L2-normalized descriptors [N, d].
-        pictures: int [N], which picture each row shows.
-        others, other_pictures: the same for the whole global batch [M, d], [M], rows of this process
+        pictures: which pictures each row shows, int [N], or [N, L] for mixed views; a row of fewer than L repeats one.
+        others, other_pictures: the same for the whole global batch [M, d], [M] or [M, L], rows of this process
             at `offset` … `offset + N`; None: this process's batch is the global batch.
         offset: first row of this process within `others`.
         temperature: τ.
@@ -35,14 +44,14 @@ def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = Non
     """
     if others is None:
         others, other_pictures = descriptors, pictures
-    itself = torch.zeros(len(descriptors), len(others), dtype=torch.bool, device=descriptors.device)
+    same = share_picture(pictures, other_pictures)
     rows = torch.arange(len(descriptors), device=descriptors.device)
-    itself[rows, rows + offset] = True
-    same = pictures[:, None] == other_pictures[None, :]
-    positive = same & ~itself
+    positive = same.clone()
+    positive[rows, rows + offset] = False
     if not bool(positive.any(dim=1).all()):
         raise ValueError("every picture needs two views in the batch: a row has no positive")
-    logits = (descriptors @ others.T / temperature).masked_fill(itself, -torch.inf)
-    log_p = F.log_softmax(logits, dim=1).masked_fill(~positive, 0.0)
-    info_nce = -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
+    logits = descriptors @ others.T / temperature
+    negatives = logits.masked_fill(same, MASKED).logsumexp(dim=1, keepdim=True)
+    terms = F.softplus(negatives - logits).masked_fill(~positive, 0.0)
+    info_nce = (terms.sum(dim=1) / positive.sum(dim=1)).mean()
     return info_nce, entropy_weight * koleo_loss(descriptors, others, same=same)

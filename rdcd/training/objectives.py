@@ -7,16 +7,20 @@ terms. Gathering over ranks is injected: `gather(x)` returns the rows of all ran
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rdcd.errors import UserError, check_number
 from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
 from rdcd.losses.hard_negative import hardest_similarity
+from rdcd.losses.sscd import share_picture
 from rdcd.models.momentum import MomentumEncoder
 from rdcd.models.queue import DescriptorQueue
 from rdcd.models.student import Embedding, Student
 from rdcd.models.teacher import Teacher, Unregistered
+from rdcd.training import collectives
+from rdcd.training.mixing import mix_views
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -158,26 +162,46 @@ class SSCD(nn.Module):
         teacher: not used; every objective is built with the same two networks.
         temperature: τ.
         entropy_weight: λ, 30 as published, 10 for new trunks.
+        mixup: probability of a view to be mixed with another, 0.05 in the published recipe. What is mixed is a
+            function of a seed from torch's generator, the step and the rank, and goes on as it would after a resume.
+        mixup_alpha, cutmix_alpha, switch_probability: see `mix_views`.
+
+    Raises:
+        UserError: an option out of range.
     """
 
     def __init__(self, student: Student, teacher: Teacher | None = None, *, temperature: float = 0.05,
-                 entropy_weight: float = 30.0) -> None:
+                 entropy_weight: float = 30.0, mixup: float = 0.0, mixup_alpha: float = 2.0, cutmix_alpha: float = 2.0,
+                 switch_probability: float = 0.5) -> None:
         super().__init__()
-        check_number("loss.temperature", temperature, 0, whole=False, above=True)
         check_number("loss.entropy_weight", entropy_weight, 0, whole=False)
+        for name, value in (("temperature", temperature), ("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            check_number(f"loss.{name}", value, 0, whole=False, above=True)
+        for name, value in (("mixup", mixup), ("switch_probability", switch_probability)):
+            check_number(f"loss.{name}", value, 0, 1, whole=False)
         self.options = {"temperature": temperature, "entropy_weight": entropy_weight}
+        self.mixing = {"probability": mixup, "mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha,
+                       "switch_probability": switch_probability}
+        if mixup:
+            self.register_buffer("mixing_seed", torch.randint(2**62, ()))
+            self.register_buffer("mixing_step", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
                 gather: Gather = alone) -> Outcome:
-        """Compute the loss of one batch; arguments as in `RDCD.forward`."""
-        both = student(torch.cat([query, key]))
-        labels = torch.cat([pictures, pictures])
+        """Compute the loss of one batch; arguments as in `RDCD.forward`. Views are mixed in training mode only."""
+        views, labels = torch.cat([query, key]), torch.cat([pictures, pictures])
+        rank = collectives.rank()
+        if self.mixing["probability"] and self.training:
+            seed = (int(self.mixing_seed), int(self.mixing_step), rank)
+            views, labels = mix_views(views, labels, generator=np.random.default_rng(seed), **self.mixing)
+            self.mixing_step += 1
+        both = student(views)
         everyone, every_label = gather(both.descriptors), gather(labels)
-        offset = 0 if len(everyone) == len(labels) else torch.distributed.get_rank() * len(labels)
+        offset = 0 if len(everyone) == len(labels) else rank * len(labels)
         contrastive, entropy = sscd_loss(both.descriptors, labels, everyone, every_label, offset=offset, **self.options)
         with torch.no_grad():
             others = both.descriptors @ both.descriptors.T
-            others = others.masked_fill(labels[:, None] == labels[None, :], -1.0)
+            others = others.masked_fill(share_picture(labels, labels), -1.0)
         return Outcome(contrastive + entropy, {"contrastive": contrastive, "entropy": entropy,
                                                "nearest_negative": others.amax(dim=1).mean()},
                        Embedding(both.features[:len(query)], both.descriptors[:len(query)]), lambda: None)

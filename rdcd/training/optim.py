@@ -1,15 +1,15 @@
-"""SGD (or AdamW, or Muon) with linear scaling, per-step warm-up from 0, then cosine to 0 (METHOD §3)."""
+"""SGD (or LARS, AdamW, Muon) with linear scaling, per-step warm-up from 0, then cosine to 0 (METHOD §3)."""
 
 import math
 from collections.abc import Iterable
 
 import torch
-from timm.optim import Muon
+from timm.optim import Lars, Muon
 from torch import nn
 
 from rdcd.errors import UserError
 
-ALGORITHMS = ("sgd", "adamw", "muon")
+ALGORITHMS = ("sgd", "lars", "adamw", "muon")
 
 
 def schedule_factor(step: int, *, total: int, warmup: int) -> float:
@@ -26,14 +26,16 @@ def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str
     """Return the optimizer and its per-step schedule.
 
     Args:
-        algorithm: `sgd`, as published; `adamw`, which learns from random weights in fewer steps; `muon` (momentum
+        algorithm: `sgd`, as published; `lars`, SSCD's for batches of thousands: momentum over t·(g + wd·p), with
+            t = 0.001·‖p‖ / (‖g‖ + wd·‖p‖ + 1e-8) of each parameter p, vectors too, and 1 where ‖p‖ or ‖g‖ is 0
+            (You et al. 2017), whatever wd; `adamw`, which learns from random weights in fewer steps; `muon` (momentum
             whose matrices are orthogonalized, AdamW for vectors), in fewer still: SGD and AdamW first let the
             features of a phone network shrink to a few directions.
         lr: learning rate for a global batch of 256; scaled by `global_batch` / 256.
         global_batch: pictures a step over all ranks.
         total_steps, warmup_steps: length of the schedule and of its rise, in steps.
-        momentum: of SGD and Muon.
-        weight_decay: L2 penalty of SGD, decoupled decay of the others.
+        momentum: of SGD, LARS and Muon.
+        weight_decay: L2 penalty of SGD and LARS (wd), decoupled decay of the others.
 
     Raises:
         UserError: another algorithm.
@@ -41,6 +43,9 @@ def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str
     lr = lr * global_batch / 256
     if algorithm == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    elif algorithm == "lars":  # timm's alone would be SGD at a weight decay of 0, with steps a thousand times as long
+        optimizer = Lars(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coeff=1e-3, eps=1e-8,
+                         always_adapt=True)
     elif algorithm == "adamw":
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     elif algorithm == "muon":

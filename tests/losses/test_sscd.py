@@ -7,27 +7,32 @@ import pytest
 import torch
 
 from rdcd.losses import koleo_loss, sscd_loss
+from rdcd.losses.sscd import share_picture
 
 
 def dot(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
+def shown(label):
+    """The pictures of a row, from its label: one, or a list with repetitions."""
+    return set(label) if isinstance(label, list) else {label}
+
+
 def oracle(descriptors, pictures, temperature=0.05, entropy_weight=30.0):
     count = len(descriptors)
     info_nce, entropy = 0.0, 0.0
     for i in range(count):
-        everything, similarities = 0.0, []
+        strangers, similarities = 0.0, []
         for j in range(count):
-            if j != i:
-                everything += math.exp(dot(descriptors[i], descriptors[j]) / temperature)
-            if pictures[j] != pictures[i]:
+            if not shown(pictures[i]) & shown(pictures[j]):
+                strangers += math.exp(dot(descriptors[i], descriptors[j]) / temperature)
                 similarities.append(dot(descriptors[i], descriptors[j]))
         terms = []
         for p in range(count):
-            if p != i and pictures[p] == pictures[i]:
-                positive = math.exp(dot(descriptors[i], descriptors[p]) / temperature)
-                terms.append(-math.log(positive / everything))
+            if p != i and shown(pictures[i]) & shown(pictures[p]):
+                match = math.exp(dot(descriptors[i], descriptors[p]) / temperature)
+                terms.append(-math.log(match / (match + strangers)))
         info_nce += sum(terms) / len(terms) / count
         if similarities:
             u = 1 - max(similarities)
@@ -42,6 +47,9 @@ LAYOUTS = {
     "three views": [0, 1, 2, 0, 1, 2, 0, 1, 2],
     "uneven views": [7, 7, 7, 40, 40, 7, 3, 40, 3, 3],
     "two pictures": [5, 9, 9, 5],
+    "mixed views": [[0, 0], [1, 2], [2, 2], [3, 0], [0, 0], [1, 1], [2, 1], [3, 3]],
+    "chain": [[0, 1], [1, 2], [2, 3], [3, 4], [4, 4]],
+    "three pictures a row": [[0, 1, 2], [2, 2, 2], [3, 3, 1], [4, 5, 5], [5, 6, 7], [4, 4, 4]],
 }
 
 
@@ -71,16 +79,50 @@ def test_entropy_is_koleo_between_pictures(unit_rows):
     assert torch.allclose(entropy, 7 * koleo_loss(descriptors, descriptors, same=same))
 
 
+def test_two_views_a_picture_leave_one_softmax(unit_rows):
+    """With one match a row, match and non-matches are all other rows."""
+    descriptors, pictures = unit_rows(0, 8, 8), torch.arange(8) % 4
+    logits = (descriptors @ descriptors.T / 0.05).fill_diagonal_(-torch.inf)
+    expected = torch.nn.functional.cross_entropy(logits, (torch.arange(8) + 4) % 8)
+    assert torch.allclose(sscd_loss(descriptors, pictures)[0], expected, rtol=1e-5)
+
+
+def test_matches_do_not_compete(unit_rows):
+    """Three equal views of one picture and two of another: each denominator is one match and the strangers."""
+    near, far = unit_rows(0, 2, 8)
+    info_nce = sscd_loss(torch.stack([near, near, near, far, far]), torch.tensor([0, 0, 0, 1, 1]))[0]
+    gap = (float(near @ far) - 1) / 0.05
+    by_hand = 3 * math.log1p(2 * math.exp(gap)) + 2 * math.log1p(3 * math.exp(gap))
+    assert info_nce.item() == pytest.approx(by_hand / 5, rel=1e-4)
+
+
+def test_a_row_that_shows_one_picture_may_repeat_it(unit_rows):
+    descriptors, pictures = unit_rows(0, 8, 8), torch.tensor(LAYOUTS["view after view"])
+    twice = torch.stack([pictures, pictures], dim=1)
+    for labels, others in ((twice, twice), (twice, pictures), (pictures, twice)):
+        values = sscd_loss(descriptors, labels, descriptors, others)
+        assert all(map(torch.equal, values, sscd_loss(descriptors, pictures)))
+
+
+def test_mixed_rows_match_either_picture():
+    pictures = torch.tensor([[0, 0], [0, 1], [1, 1], [2, 3]])
+    expected = [[True, True, False, False], [True, True, True, False], [False, True, True, False],
+                [False, False, False, True]]
+    assert share_picture(pictures, pictures).tolist() == expected
+    assert share_picture(pictures, torch.tensor([1, 3])).tolist() == [
+        [False, False], [True, False], [True, False], [False, True]]
+
+
 def test_one_picture_has_nobody_to_avoid(unit_rows):
     descriptors = unit_rows(0, 2, 8).requires_grad_()
     info_nce, entropy = sscd_loss(descriptors, torch.tensor([4, 4]))
     (info_nce + entropy).backward()
-    assert info_nce.item() == pytest.approx(0, abs=1e-6)  # the other view is the whole denominator
+    assert info_nce.item() == pytest.approx(0, abs=1e-6)  # the other view is all there is
     assert entropy.item() == 0
     np.testing.assert_allclose(descriptors.grad.numpy(), np.zeros((2, 8)), atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["view after view", "uneven views"])
+@pytest.mark.parametrize("layout", ["view after view", "uneven views", "mixed views", "chain"])
 @pytest.mark.parametrize("term", [0, 1])
 def test_gradient_equals_finite_differences(unit_rows, slope, layout, term):
     pictures = LAYOUTS[layout]
@@ -94,6 +136,7 @@ SPLITS = {
     "views on one rank": [0, 0, 1, 1, 2, 2, 3, 3],
     "views across ranks": [0, 1, 2, 3, 0, 1, 2, 3],
     "some of both": [0, 0, 0, 1, 1, 2, 2, 0],
+    "mixed views": LAYOUTS["mixed views"],
 }
 
 
@@ -112,9 +155,10 @@ def test_ranks_average_to_the_single_process_value(unit_rows, pictures, ranks):
         assert sum(part[term].item() for part in parts) / ranks == pytest.approx(whole.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("pictures", SPLITS.values(), ids=SPLITS.keys())
 @pytest.mark.parametrize("term", [0, 1])
-def test_gradients_of_ranks_average_too(unit_rows, term):
-    whole, labels = unit_rows(0, 8, 8).requires_grad_(), torch.arange(8) % 4
+def test_gradients_of_ranks_average_too(unit_rows, term, pictures):
+    whole, labels = unit_rows(0, 8, 8).requires_grad_(), torch.tensor(pictures)
     sscd_loss(whole, labels)[term].backward()
     split = whole.detach().clone().requires_grad_()
     for start in (0, 4):
@@ -137,7 +181,7 @@ def test_order_and_labels_are_free(unit_rows):
     assert all(map(torch.equal, values, sscd_loss(descriptors, names[pictures])))
 
 
-@pytest.mark.parametrize("pictures", [[0, 0, 1], [0, 1, 2], [0]])
+@pytest.mark.parametrize("pictures", [[0, 0, 1], [0, 1, 2], [0], [[0, 1], [1, 1], [2, 3]]])
 def test_a_picture_with_one_view_is_refused(unit_rows, pictures):
     with pytest.raises(ValueError):
         sscd_loss(unit_rows(0, len(pictures), 8), torch.tensor(pictures))

@@ -1,14 +1,18 @@
 """One step of an objective against the plain losses, and its state against Python lists."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+from config_files import CONFIGS, tree
 
 from rdcd.errors import UserError
 from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
 from rdcd.models.student import Student
 from rdcd.models.teacher import Teacher
+from rdcd.training import objectives
+from rdcd.training.mixing import mix_views
 from rdcd.training.objectives import RDCD, SSCD
 
 BATCH, KD_DIM, DIM = 5, 7, 3
@@ -266,4 +270,148 @@ def test_sscd_is_the_loss_of_both_views_together():
                for i in range(2 * BATCH)]
     assert outcome.terms["nearest_negative"] == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
     assert outcome.remember() is None
-    assert not list(SSCD(network).state_dict())
+    assert not list(SSCD(network).state_dict())  # without mixing there is no state
+
+
+class Recorder:
+    """A student that keeps the views it was shown."""
+
+    def __init__(self, network):
+        self.network, self.views = network, []
+
+    def __call__(self, views):
+        self.views.append(views)
+        return self.network(views)
+
+
+PUBLISHED = {"mixup": 0.05, "mixup_alpha": 2.0, "cutmix_alpha": 2.0, "switch_probability": 0.5}
+
+
+def sscd(seed=3, **options):
+    torch.manual_seed(seed)
+    return SSCD(None, **options).train()
+
+
+def seen(objective, steps, network=None):
+    """What the student is shown at each of `steps`."""
+    recorder = Recorder(network or student(dim=None))
+    for step in steps:
+        objective(recorder, *views(step), INDICES)
+    return recorder.views
+
+
+def test_mixed_views_match_all_they_show(monkeypatch):
+    """The loss of the views and labels that `mix_views` gives for 2N rows and the options."""
+    calls = []
+
+    def spy(pictures, labels, *, generator, **options):
+        calls.append((pictures, labels, options))
+        mixed = mix_views(pictures, labels, generator=generator, **options)
+        calls.append(mixed)
+        return mixed
+
+    monkeypatch.setattr(objectives, "mix_views", spy)
+    network, pictures = student(dim=None), torch.tensor([3, 8, 3, 1, 0])
+    recorder = Recorder(network)
+    options = {"mixup": 0.7, "mixup_alpha": 1.5, "cutmix_alpha": 3.0, "switch_probability": 0.4}
+    outcome = sscd(entropy_weight=6.0, **options)(recorder, *views(0), pictures)
+    (came, labels, given), (mixed, shown) = calls
+    assert torch.equal(came, torch.cat([*views(0)])) and labels.tolist() == [3, 8, 3, 1, 0] * 2
+    assert given == {"probability": 0.7} | {key: options[key] for key in options if key != "mixup"}
+    assert torch.equal(recorder.views[0], mixed) and not torch.equal(mixed, came)
+    both = network(mixed).descriptors
+    contrastive, entropy = sscd_loss(both, shown, entropy_weight=6.0)
+    assert torch.allclose(outcome.total, contrastive + entropy, atol=1e-5)
+    assert not torch.allclose(outcome.total, sum(sscd_loss(both, labels, entropy_weight=6.0)), atol=1e-3)
+    assert torch.allclose(outcome.embedding.descriptors, both[:BATCH], atol=1e-6)
+    both, sets = both.detach(), [set(row) for row in shown.tolist()]
+    nearest = [max([float(both[i] @ both[j]) for j in range(2 * BATCH) if not sets[i] & sets[j]], default=-1.0)
+               for i in range(2 * BATCH)]
+    assert outcome.terms["nearest_negative"] == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
+    outcome.total.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_mixing_goes_on_where_a_checkpoint_left_it():
+    options = PUBLISHED | {"mixup": 0.5}
+    whole = seen(sscd(**options), range(4))
+    assert all(map(torch.equal, whole, seen(sscd(**options), range(4))))
+    assert not all(map(torch.equal, whole, seen(sscd(seed=4, **options), range(4))))
+    cut, resumed = sscd(**options), sscd(seed=4, **options)
+    seen(cut, range(2))
+    resumed.load_state_dict(cut.state_dict())
+    assert all(map(torch.equal, whole[2:], seen(resumed, range(2, 4))))
+    assert not torch.equal(*seen(sscd(**options), [0, 0]))  # every step has mixes of its own
+
+
+def test_views_are_mixed_in_training_only():
+    objective = sscd(mixup=1.0).eval()
+    before = copy.deepcopy(objective.state_dict())
+    assert torch.equal(seen(objective, [0])[0], torch.cat([*views(0)]))
+    assert objective.state_dict() == before
+    seen(objective.train(), [0])
+    assert objective.mixing_step == 1
+
+
+def test_without_mixing_options_change_nothing():
+    objective = sscd(mixup=0.0, mixup_alpha=0.1, cutmix_alpha=9.0, switch_probability=1.0)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))  # nor does it use up randomness
+    assert torch.equal(seen(objective, [0])[0], torch.cat([*views(0)]))
+
+
+@pytest.mark.parametrize("option, value", [
+    ("temperature", 0), ("entropy_weight", -1.0), ("mixup", 1.5), ("mixup", -0.1), ("mixup", None), ("mixup_alpha", 0),
+    ("cutmix_alpha", -2.0), ("switch_probability", 2), ("switch_probability", "half")])
+def test_sscd_options_out_of_range_are_said(option, value):
+    with pytest.raises(UserError, match=f"loss.{option}={value}: expected a number"):
+        SSCD(None, **{option: value})
+
+
+def test_sscd_of_the_configuration_is_that_of_the_code():
+    options = tree(CONFIGS / "loss" / "sscd.yaml")
+    defaults = {name: p.default for name, p in inspect.signature(SSCD).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    assert {key: value for key, value in options.items() if not key.startswith("_")} == defaults
+    assert options | PUBLISHED == options | {"mixup": 0.05}
+
+
+ABLATIONS = {  # options of RDCD → terms that are left
+    "rdcd": {"contrastive", "hard_negative", "relational"},
+    "rdcd_no_relational": {"contrastive", "hard_negative"},
+    "rdcd_no_hard_negative": {"contrastive", "relational"},
+    "rdcd_no_contrastive": {"relational"},
+    "rdcd_clamp": {"contrastive", "hard_negative", "relational"},
+    "rdcd_append_batch": {"contrastive", "hard_negative", "relational"},
+    "rdcd_append_own": {"contrastive", "hard_negative", "relational"},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_leaves_out_what_it_says(name):
+    """Values beside RDCD's published ones, of terms that the plain losses give with the option."""
+    changes = {key: value for key, value in tree(CONFIGS / "loss" / f"{name}.yaml").items() if key != "defaults"}
+    options = tree(CONFIGS / "loss" / "rdcd.yaml") | changes | {"queue_size": 16}
+    options = {key: value for key, value in options.items() if not key.startswith("_")}
+    guide = None if name == "rdcd_no_relational" else teacher()
+    network = student()
+    objective = RDCD(network, guide, **options)
+    objective(network, *views(0), INDICES).remember()
+    outcome = objective(network, *views(1), INDICES)
+    assert set(outcome.terms) - {"nearest_negative"} == ABLATIONS[name]
+    weights = {"contrastive": 1.0, "hard_negative": 5.0, "relational": 1.0}
+    assert torch.allclose(outcome.total, sum(weights[term] * outcome.terms[term] for term in ABLATIONS[name]))
+    embedding = network(views(1)[0])
+    if "hard_negative" in ABLATIONS[name]:
+        form = "clamp" if name == "rdcd_clamp" else "tangent"
+        queue = objective.student_queue
+        expected = hard_negative_loss(embedding.descriptors, queue.features, valid=queue.valid, form=form)
+        assert torch.allclose(outcome.terms["hard_negative"], expected, atol=1e-5)
+        assert objective.hard_negative["form"] == form
+    if "relational" in ABLATIONS[name]:
+        expected = relational_loss(embedding.features, guide(views(1)[0]), guide(views(0)[0]),
+                                   append_batch=name == "rdcd_append_batch", append_own=name == "rdcd_append_own")
+        assert torch.allclose(outcome.terms["relational"], expected, atol=1e-5)
+    outcome.total.backward()
+    assert network.fc.weight.grad.abs().sum() > 0
+    assert (network.projector.weight.grad is None) == (name == "rdcd_no_contrastive")  # only z passes the projector

@@ -108,6 +108,68 @@ def test_sgd_step_by_step():
     assert steps(parameter, optimizer, (0.5, -0.2, 0.7)) == pytest.approx(value, rel=1e-12)
 
 
+LARS_START = [[0.3, -0.4, 1.2], [0.0, 0.0], [2.0, -1.0], [5.0]]  # a matrix's row, a zero, one without gradient, a bias
+LARS_GRADIENTS = [
+    [[0.5, 0.1, -0.2], [1.0, -2.0], [0.0, 0.0], [3e-6]],
+    [[-0.3, 0.0, 0.4], [0.5, 0.25], [0.0, 0.0], [-40.0]],
+    [[1e-9, 0.0, 0.0], [-0.1, 0.3], [0.7, 0.2], [0.0]],
+    [[30.0, -20.0, 10.0], [0.2, 0.2], [0.0, 0.0], [0.5]],
+    [[0.1, 0.2, 0.3], [0.0, 0.0], [-0.5, 0.5], [0.25]],
+]
+
+
+def lars_loop(weight_decay, rates):
+    """Every value after every step, from the formula, number by number."""
+    values = [list(row) for row in LARS_START]
+    velocities = [[0.0] * len(row) for row in values]
+    for rate, gradients in zip(rates, LARS_GRADIENTS, strict=True):
+        for row, velocity, gradient in zip(values, velocities, gradients, strict=True):
+            size, slope = math.hypot(*row), math.hypot(*gradient)
+            trust = 1.0
+            if size > 0 and slope > 0:
+                trust = 0.001 * size / (slope + weight_decay * size + 1e-8)
+            for k in range(len(row)):
+                velocity[k] = 0.8 * velocity[k] + trust * (gradient[k] + weight_decay * row[k])
+                row[k] -= rate * velocity[k]
+    return values
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.1])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_lars_step_by_step(weight_decay, interrupted):
+    """Also with parameters or gradients of norm 0, without weight decay, and from a saved state on."""
+    def make_lars(values):
+        parameters = [nn.Parameter(torch.tensor(row, dtype=torch.float64)) for row in values]
+        return parameters, *optimizer_and_schedule(parameters, algorithm="lars", lr=3.0, global_batch=512,
+                                                   total_steps=5, warmup_steps=2, momentum=0.8,
+                                                   weight_decay=weight_decay)
+
+    parameters, optimizer, schedule = make_lars(LARS_START)
+    for step, gradients in enumerate(LARS_GRADIENTS):
+        if interrupted and step == 3:
+            saved = optimizer.state_dict(), schedule.state_dict()
+            parameters, optimizer, schedule = make_lars([p.tolist() for p in parameters])
+            for part, state in zip((optimizer, schedule), saved):
+                part.load_state_dict(state)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        schedule.step()
+    expected = lars_loop(weight_decay, [6.0 * factor for factor in loop_factors(5, 2)[:5]])
+    for parameter, row in zip(parameters, expected, strict=True):
+        assert parameter.tolist() == pytest.approx(row, rel=1e-9, abs=1e-15)
+
+
+def test_lars_takes_a_matrix_as_one():
+    matrix = nn.Parameter(torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64))
+    optimizer, _ = optimizer_and_schedule([matrix], algorithm="lars", lr=1.0, global_batch=256, total_steps=1,
+                                          warmup_steps=0, weight_decay=0.0)
+    matrix.grad = torch.tensor([[0.0, 0.5], [0.0, 0.0]], dtype=torch.float64)
+    optimizer.step()
+    assert matrix[0, 1].item() == pytest.approx(-0.001 * 5)  # a thousandth of its norm, along the gradient
+    assert torch.equal(matrix[:, 0], torch.tensor([3.0, 0.0])) and matrix[1, 1] == 4
+
+
 def test_adamw_step_by_step():
     parameter, optimizer, _ = make(algorithm="adamw", warmup_steps=0, lr=0.1, weight_decay=0.01)
     value, first, second = 1.0, 0.0, 0.0
@@ -119,5 +181,5 @@ def test_adamw_step_by_step():
 
 
 def test_unknown_algorithm_is_named_with_what_there_is():
-    with pytest.raises(UserError, match=r"algorithm='lars': expected one of sgd, adamw, muon"):
-        make(algorithm="lars")
+    with pytest.raises(UserError, match=r"algorithm='lamb': expected one of sgd, lars, adamw, muon"):
+        make(algorithm="lamb")
