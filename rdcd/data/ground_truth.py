@@ -60,6 +60,25 @@ def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
     return list(first_line)
 
 
+def read_ids(path: str | Path) -> list[str]:
+    """Read picture ids, one a line; a header `query_id` is optional.
+
+    Raises:
+        UserError: no such file, not text, or no id.
+    """
+    path = Path(path)
+    try:
+        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"no file {path}: expected one query id a line; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable text file ({error}); expected one query id a line") from error
+    ids = [name for name in ids if name and name != HEADER[0]]
+    if not ids:
+        raise UserError(f"{path} holds no id: expected one query id a line")
+    return list(dict.fromkeys(ids))
+
+
 def write_ground_truth(path: str | Path, rows: Iterable[tuple[str, str]]) -> None:
     """Write (query id, reference id) rows with a header; an empty reference marks a distractor."""
     with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:

@@ -12,8 +12,8 @@ from rdcd.data.images import open_image
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
 
-RESIZES = ("square", "short")
-MAX_ASPECT = 16  # with `resize="short"`: a thin line of a picture would become one of a million pixels
+RESIZES = {"square": "square, aspect not kept", "short": "short side, aspect kept", "long": "long side, aspect kept"}
+MAX_ASPECT = 16  # where the aspect is kept: a thin line of a picture would become one of a million pixels, or of one
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -110,7 +110,7 @@ class Pictures(Dataset):
     Args:
         pictures: which.
         size: side in pixels.
-        resize: `square` (size × size, aspect not kept) or `short` (short side = size, aspect kept).
+        resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept).
 
     Raises:
         UserError: another `resize`.
@@ -118,7 +118,7 @@ class Pictures(Dataset):
 
     def __init__(self, pictures: Manifest, *, size: int, resize: str = "square") -> None:
         if resize not in RESIZES:
-            raise UserError(f"resize={resize!r}: expected {' or '.join(map(repr, RESIZES))}")
+            raise UserError(f"resize={resize!r}: expected one of {', '.join(RESIZES)}")
         self.pictures, self.size, self.resize = pictures, size, resize
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class Pictures(Dataset):
         path = self.pictures.path(index)
         try:
             picture = open_image(path)
-            if self.resize == "short" and max(picture.size) > MAX_ASPECT * min(picture.size):
+            if self.resize != "square" and max(picture.size) > MAX_ASPECT * min(picture.size):
                 raise BadImage(path, f"{picture.width}x{picture.height} pixels, at most {MAX_ASPECT} times as long "
                                      f"as short when the aspect is kept")
         except BadImage as error:
@@ -138,5 +138,5 @@ class Pictures(Dataset):
     def _target(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.resize == "square":
             return self.size, self.size
-        scale = self.size / min(size)
+        scale = self.size / (min(size) if self.resize == "short" else max(size))
         return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)

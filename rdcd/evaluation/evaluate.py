@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from rdcd.data.disc import Benchmark, open_benchmark, read_edit_families
+from rdcd.data.disc import Benchmark, read_edit_families
 from rdcd.data.images import write_ledger
+from rdcd.data.layouts import open_layout
 from rdcd.data.parallel import share_cores
 from rdcd.errors import BadImage, UserError
+from rdcd.evaluation.bootstrap import QueryBootstrap
 from rdcd.evaluation.cases import ModelResult, comparable
-from rdcd.evaluation.extract import check_device, default_device, extract_descriptors, load_network
+from rdcd.evaluation.differences import differences
+from rdcd.evaluation.extract import check_device, default_device, extract_descriptors
+from rdcd.evaluation.networks import is_named, load_network, preprocessing
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
-from rdcd.evaluation.score import ScoreRow, as_record, metrics_table, score_descriptors, write_metrics
+from rdcd.evaluation.score import ScoreRow, as_record, score_copydays, score_descriptors
+from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_table
 from rdcd.files import check_output
 from rdcd.models.student import parameter_count
 from rdcd.provenance import provenance
@@ -30,24 +34,33 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class DataRoot:
-    """Where the benchmark lies; root None: where the run that is evaluated had it."""
+    """Where the benchmark lies; root None: where the run that is evaluated had it.
+
+    `pairs`, `background` and `distractors` name what a layout may have in places of its own, see `open_layout`.
+    """
 
     root: str | None = None
+    pairs: str | None = None
+    background: str | None = None
+    distractors: str | None = None
 
 
 def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = DataRoot(),
              protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64,
-             workers: int | None = None, device: str | None = None, keep_descriptors: bool = True) -> list[dict]:
+             workers: int | None = None, device: str | None = None, keep_descriptors: bool = True,
+             allow_torchscript: bool = False) -> list[dict]:
     """Measure models on a benchmark; write metrics.csv, metrics.json, report.html; return the table's rows.
 
     Args:
         checkpoint: `latest`, a run folder (its student, teacher and untrained student), a weights file
-            (`.safetensors`), a training checkpoint (`.ckpt`), `thumbnail`, or a list of these.
+            (`.safetensors`), a training checkpoint (`.ckpt`), a name (see `load_network`), or a list of these. The
+            first is compared with the others.
         data: root of the benchmark.
         protocol: how to measure.
         out: folder of the results; None: a new one inside the run folder, or under `runs/`.
         batch_size, workers, device: of extraction.
         keep_descriptors: write descriptor files to `out/descriptors`.
+        allow_torchscript: see `load_network`.
 
     Raises:
         UserError: nothing to evaluate, or no benchmark.
@@ -60,7 +73,9 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     models: dict[str, Path | str] = {}
     runs = []
     for item in wanted:
-        if item == "latest" or Path(item).is_dir():
+        if is_named(item):
+            models[item] = item
+        elif item == "latest" or Path(item).is_dir():
             runs.append(find_run(item, finished=True))
             prefix = f"{runs[-1].name} " if len(wanted) > 1 else ""
             if prefix + "student" in models:  # two folders of one name
@@ -68,9 +83,9 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
             models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
         else:
             name = Path(item).stem
-            if sum(Path(other).stem == name for other in wanted) > 1:  # their folders tell them apart
+            if sum(Path(other).stem == name for other in wanted if not is_named(other)) > 1:  # their folders tell them apart
                 name = f"{Path(item).parent.name} {name}"
-            models[name if name not in models else str(item)] = item if item == "thumbnail" else Path(item)
+            models[name if name not in models else str(item)] = Path(item)
     roots = [data.root] if data.root else sorted({read_run(run)["data_root"] for run in runs})
     if len(roots) > 1:
         raise UserError(f"these runs were measured on different benchmarks ({', '.join(roots)}): say on which to "
@@ -82,24 +97,27 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     if out is None:
         out = runs[0] / f"evaluation-{stamp}" if runs else RUNS / f"{stamp}-evaluation"
     check_output(out, folder=True)
-    return measure(models, benchmark=open_benchmark(root, split=protocol.split), protocol=protocol, out=Path(out),
+    benchmark = open_layout(protocol.layout, root, split=protocol.split, pairs=data.pairs, background=data.background,
+                            distractors=data.distractors)
+    return measure(models, benchmark=benchmark, protocol=protocol, out=Path(out),
                    title=f"Evaluation of {', '.join(run.name for run in runs) or ', '.join(models)}",
                    batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
                    curves=read_curves(runs[0] / "logs") if runs else None,
-                   seed=read_run(runs[0])["seed"] if runs else None)
+                   seed=read_run(runs[0])["seed"] if runs else None, allow_torchscript=allow_torchscript)
 
 
 def evaluate_run(folder: Path, *, out: Path, benchmark: Benchmark, protocol: Protocol, workers: int,
-                 device: str) -> list[dict]:
+                 device: str, allow_torchscript: bool = False) -> list[dict]:
     """Measure all models of a run folder, into `out`."""
     about = read_run(folder)
     return measure(run_models(folder), benchmark=benchmark, protocol=protocol, out=out, title=about["name"],
-                   workers=workers, device=device, curves=read_curves(folder / "logs"), seed=about["seed"])
+                   workers=workers, device=device, curves=read_curves(folder / "logs"), seed=about["seed"],
+                   allow_torchscript=allow_torchscript)
 
 
 def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol: Protocol, out: Path, title: str,
             batch_size: int = 64, workers: int | None = None, device: str | None = None, keep_descriptors: bool = False,
-            curves: Mapping | None = None, seed: int | None = None) -> list[dict]:
+            curves: Mapping | None = None, seed: int | None = None, allow_torchscript: bool = False) -> list[dict]:
     """Measure models by name and write the results; the first model is the one the page shows.
 
     Raises:
@@ -108,12 +126,12 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     results, rows, weights, sizes, resizes = [], [], {}, {}, {}
     folders: set[str] = set()
     bad: list[BadImage] = []
-    families = read_edit_families(benchmark.root, split=benchmark.split)
+    roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
+    roles = {role: pictures for role, pictures in roles.items() if pictures is not None}
+    resamples = QueryBootstrap(benchmark.queries.names, protocol.bootstrap) if protocol.bootstrap else None
     for name, path in models.items():
-        network, card = load_network(path)
-        sizes[name] = size = protocol.size or card["preprocessing"]["size"]
-        resizes[name] = resize = protocol.resize or card["preprocessing"].get("resize", "square")
-        roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
+        network, card = load_network(path, allow_torchscript=allow_torchscript)
+        sizes[name], resizes[name] = size, resize = preprocessing(card, size=protocol.size, resize=protocol.resize)
         found = {}
         folder = re.sub(r"[^\w.]+", "-", name).strip("-.") or "model"  # a name may be a path
         while folder in folders:
@@ -126,29 +144,32 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
             bad += unreadable
             if keep_descriptors:
                 write_descriptors(out / "descriptors" / folder / f"{role}.h5", found[role])
-        scored = _score(name, found, benchmark.pairs, protocol)
+        scored = _score(name, found, benchmark, protocol, resamples)
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
     results, first = comparable(results), next(iter(models))
+    compared = differences(results)
     record = provenance(seed=seed, device=device, protocol=protocol.describe(sizes[first], resizes[first]),
                         weights={name: digest for name, digest in weights.items() if digest})
     record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),
-                             "references": len(benchmark.references), "background": len(benchmark.background),
-                             "pairs": len(benchmark.pairs)}, "sizes": sizes, "resizes": resizes}
-    write_metrics(out, rows, record)
+                             "references": len(benchmark.references), "background": len(roles.get("background", ())),
+                             "pairs": len(benchmark.pairs), "hard_negatives_from": benchmark.hard_negatives_from},
+               "bootstrap": protocol.bootstrap, "sizes": sizes, "resizes": resizes}
+    write_metrics(out, rows, record, differences=compared)
     write_report(out / "report.html", title=title, protocol=record["protocol"], results=results,
                  pairs=benchmark.pairs, image_path=benchmark.references.paths_by_name().get,
                  query_path=benchmark.queries.paths_by_name().get, curves=curves, provenance=record,
-                 families=families)
+                 families=read_edit_families(benchmark.root, split=benchmark.split), differences=compared)
     plot_precision_recall(out / "precision_recall.png", results, benchmark.pairs)
     if curves:
         plot_curves(out / "curves.png", curves)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
+    console = wide_console()
     shown = [{name: value for name, value in row.items() if name != "candidates"} for row in rows]
     console.print(metrics_table(shown, title=record["protocol"]))
+    if compared:
+        write_table(out / "differences.csv", compared)
+        console.print(metrics_table(compared, title="paired differences, percentage points [95 % interval over queries]"))
     ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
     ledger.unlink(missing_ok=True)
     if bad:
@@ -158,14 +179,25 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     return rows
 
 
-def _score(name: str, found: Mapping[str, Descriptors], pairs: Sequence[tuple[str, str]],
-           protocol: Protocol) -> list[ScoreRow]:
-    """Score by every codec; one that these descriptors do not admit is said and left out of the table."""
-    rows = []
+def _score(name: str, found: Mapping[str, Descriptors], benchmark: Benchmark, protocol: Protocol,
+           resamples: QueryBootstrap | None) -> list[ScoreRow]:
+    """Score by every codec; what these descriptors do not admit is said and left out of the table."""
+    background, norms, rows = found.get("background"), list(protocol.score_norms), []
+    if background is None and any(norms):
+        norms = [norm for norm in norms if norm is None]
+        if not norms:
+            raise UserError(f"{benchmark.root} has no background pictures, which protocol.score_norms="
+                            f"{protocol.score_norms} needs: give data.background=DIR, or protocol.score_norms=[null]")
+        print(f"{name}: no background pictures, so no score normalization; data.background=DIR gives some")
     for codec in protocol.codecs:
         try:
-            rows += score_descriptors(found["query"], found["reference"], found["background"], pairs, codecs=[codec],
-                                      score_norms=protocol.score_norms, candidates=protocol.candidates, k=protocol.k)
+            if protocol.layout == "cd10k":
+                rows += score_copydays(found["query"], found["reference"], background, codecs=[codec], k=protocol.k,
+                                       bootstrap=resamples)
+            else:
+                rows += score_descriptors(found["query"], found["reference"], background, benchmark.pairs,
+                                          codecs=[codec], score_norms=norms, candidates=protocol.candidates,
+                                          k=protocol.k, bootstrap=resamples, hard_negatives=benchmark.hard_negatives)
         except UserError as error:
             if codec == "Flat" or len(protocol.codecs) == 1:
                 raise
@@ -226,7 +258,7 @@ def run_models(folder: Path) -> dict[str, Path | str]:
     """Return model name → weights of a run; models whose file has gone are said and left out."""
     models: dict[str, Path | str] = {}
     for name, file in read_run(folder)["models"].items():
-        path = file if file == "thumbnail" else folder / file
+        path = file if is_named(file) else folder / file
         if isinstance(path, Path) and not path.is_file():
             print(f"{name}: {path} is gone; it is left out of the table")
             continue

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rdcd.data.images import write_ledger
-from rdcd.data.manifest import Manifest
+from rdcd.data.images import find_images, write_ledger
+from rdcd.data.manifest import Manifest, path_name
 from rdcd.data.parallel import loader_workers, return_freed_memory, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number
+from rdcd.evaluation.networks import load_network, preprocessing
 from rdcd.files import check_output
-from rdcd.models.thumbnail import Thumbnail
-from rdcd.models.weights import load_student
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
 
 Batch = tuple[list[tuple[list[int], Tensor]], list[tuple[int, BadImage]]]
@@ -113,31 +112,28 @@ def check_device(device: str | None) -> str:
     return device or default_device()
 
 
-def load_network(path: str | Path) -> tuple[torch.nn.Module, dict]:
-    """Load what can embed pictures: `thumbnail`, or a student's weights or checkpoint; with its card."""
-    if str(path) == "thumbnail":
-        return Thumbnail(), {"architecture": {"trunk": "colour thumbnail"},
-                             "preprocessing": {"size": 64, "resize": "square"},
-                             "weights_sha256": None}
-    return load_student(path)
-
-
 def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str | None = None,
-            batch_size: int = 64, workers: int | None = None, device: str | None = None) -> Path:
+            ids: str = "stem", batch_size: int = 64, workers: int | None = None, device: str | None = None,
+            allow_torchscript: bool = False) -> Path:
     """Write the descriptors of all pictures under a folder: the `rdcd extract` command.
 
     Args:
         images: a folder of pictures.
-        model: `student.safetensors`, a `.ckpt`, or `thumbnail`.
+        model, allow_torchscript: see `load_network`.
         out: descriptor file to write; unreadable pictures are listed beside it, in `<its name>-bad_files.csv`.
         size, resize: see `Pictures`; None: the card's.
+        ids: `stem`, pictures are called by their file names without extension; `path`, with the folders below
+            `images`, as CD10K needs.
     """
     check_output(out)
     device = check_device(device)
     share_cores(device)
-    network, card = load_network(model)
-    pictures = Manifest.of_folder(images)
-    size, resize = size or card["preprocessing"]["size"], resize or card["preprocessing"].get("resize", "square")
+    if ids not in ("stem", "path"):
+        raise UserError(f"ids={ids}: expected stem or path")
+    network, card = load_network(model, allow_torchscript=allow_torchscript)
+    paths = find_images(images)
+    pictures = Manifest(images, paths, names=[path_name(path, images) for path in paths] if ids == "path" else None)
+    size, resize = preprocessing(card, size=size, resize=resize)
     descriptors, bad = extract_descriptors(network, pictures, size=size, resize=resize, batch_size=batch_size,
                                            workers=workers, device=device)
     write_descriptors(out, descriptors)

@@ -38,7 +38,7 @@ def evaluate_matches(matches: Matches, pairs: Sequence[tuple[str, str]]) -> Metr
     Raises:
         UserError: no pairs, a pair or a candidate given twice, or scores that are not finite.
     """
-    positive, query = _label(matches, pairs)
+    positive, query = label_rows(matches, pairs)
     precision, recall, thresholds = _curve(matches.scores, positive, len(pairs))
     at_positive = np.diff(recall, prepend=0.0) > 0
     reached = np.where(precision >= PRECISION, recall, 0.0)
@@ -50,6 +50,13 @@ def evaluate_matches(matches: Matches, pairs: Sequence[tuple[str, str]]) -> Metr
         recall_at_p90=float(reached[best]) if found else 0.0,
         threshold_at_p90=float(thresholds[best]) if found else None,
     )
+
+
+def queries_above(matches: Matches, queries: Sequence[str], threshold: float | None) -> int | None:
+    """Count those of `queries` that have a candidate scored at or above `threshold`; None without a threshold."""
+    if threshold is None:
+        return None
+    return int(np.isin(np.unique(matches.queries[matches.scores >= threshold]), np.asarray(queries, np.str_)).sum())
 
 
 def precision_recall(matches: Matches,
@@ -66,10 +73,10 @@ def precision_recall(matches: Matches,
     Raises:
         UserError: as `evaluate_matches`.
     """
-    return _curve(matches.scores, _label(matches, pairs)[0], len(pairs))
+    return _curve(matches.scores, label_rows(matches, pairs)[0], len(pairs))
 
 
-def _label(matches: Matches, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def label_rows(matches: Matches, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Whether each row is a ground-truth pair, and the number of its query; both [m]."""
     if not len(pairs):
         raise UserError(NO_PAIRS)

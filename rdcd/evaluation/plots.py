@@ -68,7 +68,7 @@ def precision_recall_figure(results: Sequence[ModelResult], pairs: Sequence[tupl
     for i, result in enumerate(results):
         row, line = result.headline, _line(palette, i)
         recall, precision = pr_points(result, pairs)
-        label = f"{result.name}  ({metric_name(row.score_norm)} {100 * row.metrics.uAP:.1f})"
+        label = f"{result.name}  ({row.main[0]} {100 * row.main[1]:.1f})"
         axes.plot(recall, precision, **line, linewidth=1.6, label=f" {_drawable(label)}")
         precise = np.flatnonzero(precision >= 0.9)
         if len(precise):
@@ -150,11 +150,6 @@ def figure_svg(figure: Figure, *, name: str, alt: str) -> str:
     for stand_in, variable in colours.items():
         body = body.replace(stand_in, f"var({variable})")
     return f'<svg {view} role="img" aria-label="{alt}">{body}</svg>'
-
-
-def metric_name(score_norm: str | None) -> str:
-    """Name µAP as papers do: µAP_SN where scores are normalized."""
-    return "µAP" if score_norm is None else "µAP_SN"
 
 
 def _draw_panel(axes: Axes, title: str, series: Mapping[str, Series], palette: Palette) -> None:

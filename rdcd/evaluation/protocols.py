@@ -1,7 +1,8 @@
-"""A named way to measure, from pictures to numbers (METHOD §4–§6)."""
+"""A named way to measure, from pictures to numbers (METHOD §4–§7)."""
 
 from dataclasses import dataclass, field
 
+from rdcd.data.layouts import LAYOUTS
 from rdcd.data.views import RESIZES
 from rdcd.errors import UserError, check_number
 from rdcd.retrieval.codec import Codec
@@ -13,23 +14,27 @@ _ANY_DIM = 4096  # a descriptor size that no codec written for a real one exceed
 
 @dataclass(frozen=True)
 class Protocol:
-    """How descriptors are extracted and scored.
+    """How a benchmark is read, descriptors are extracted and scored.
 
     Args:
         name: printed beside every number.
-        split: which queries, `dev` or `final`.
+        layout: how the benchmark lies on disk, see `rdcd.data.layouts`; `cd10k` also measures its own metrics, by
+            L2 distance.
+        split: which queries of DISC2021, `dev` or `final`.
         size: side in pixels; None: what the student's card says.
-        resize: `square` or `short`; None: what the student's card says.
+        resize: `square`, `short` or `long`; None: what the student's card says.
         codecs: faiss factory strings; `{d}` stands for a descriptor's own size.
         score_norms: None or strings such as `1.0[0,2]`.
         candidates: `per_query` or `global`.
         k: candidates per query.
+        bootstrap: resamples of the queries behind the 95 % intervals; 0: no intervals.
 
     Raises:
         UserError: a way to score that is not understood; said here, before a run that ends with it.
     """
 
     name: str = "disc"
+    layout: str = "disc"
     split: str = "dev"
     size: int | None = None
     resize: str | None = None
@@ -37,13 +42,17 @@ class Protocol:
     score_norms: list[str | None] = field(default_factory=lambda: [None, "1.0[0,2]"])
     candidates: str = "per_query"
     k: int = 10
+    bootstrap: int = 1000
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates, self.k)
+        if self.layout not in LAYOUTS:
+            raise UserError(f"protocol.layout={self.layout}: expected one of {', '.join(LAYOUTS)}")
         if self.resize not in (None, *RESIZES):
-            raise UserError(f"protocol.resize={self.resize}: expected {' or '.join(RESIZES)}, or null for what the "
+            raise UserError(f"protocol.resize={self.resize}: expected {', '.join(RESIZES)}, or null for what the "
                             f"student's card says")
         check_number("protocol.size", self.size, 1, null="what the student's card says")
+        check_number("protocol.bootstrap", self.bootstrap, 0)
         for name, example in (("codecs", "[Flat]"), ("score_norms", "[null]")):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or not values:
@@ -52,10 +61,16 @@ class Protocol:
             Codec(text, _ANY_DIM)
         for text in self.score_norms:
             parse_score_norm(text)
+        if self.layout == "cd10k" and (self.candidates != "per_query" or any(self.score_norms)):
+            raise UserError(f"protocol.layout=cd10k is measured by distance, the nearest of every query, without score "
+                            f"normalization: set protocol.score_norms=[null] and protocol.candidates=per_query (now "
+                            f"{self.score_norms}, {self.candidates})")
 
     def describe(self, size: int, resize: str) -> str:
         """Say the protocol in one line, for pictures of this size, resized so."""
-        kept = "square, aspect not kept" if resize == "square" else "short side, aspect kept"
         rule = (f"{self.k} nearest references of every query" if self.candidates == "per_query"
                 else f"best {self.k} × queries pairs over all queries")
-        return f"{self.name} ({self.split} queries), {size} px {kept}, candidates {self.candidates}: {rule}"
+        if self.layout == "cd10k":
+            rule += " by L2 distance"
+        queries = f" ({self.split} queries)" if self.layout == "disc" else ""
+        return f"{self.name}{queries}, {size} px {RESIZES[resize]}, candidates {self.candidates}: {rule}"

@@ -11,13 +11,13 @@ from rdcd.evaluation.plots import (
     Curves,
     curves_figure,
     figure_svg,
-    metric_name,
     plot_curves,
     plot_precision_recall,
     precision_recall_figure,
 )
 from rdcd.evaluation.report_gallery import galleries
-from rdcd.evaluation.report_page import SKELETON, STYLE, empty, metric, percent, record, row_name, score, text
+from rdcd.evaluation.report_page import SKELETON, STYLE, empty, percent, record, text
+from rdcd.evaluation.report_scores import compared, scores
 from rdcd.evaluation.score import ScoreRow
 from rdcd.files import write_text
 
@@ -31,7 +31,7 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
                  pairs: Sequence[tuple[str, str]], image_path: Callable[[str], Path | None],
                  query_path: Callable[[str], Path | None] | None = None, curves: Curves | None = None,
                  families: Mapping[str, Sequence[str]] | None = None, provenance: Mapping[str, object],
-                 n_pictures: int = 24) -> None:
+                 differences: Sequence[Mapping[str, object]] = (), n_pictures: int = 24) -> None:
     """Write the report of one evaluation run as a single HTML file.
 
     Args:
@@ -45,6 +45,7 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
         curves: training curves, panel title → series name → (steps, values).
         families: query name → families of the edits that made it.
         provenance: where the run came from, as `rdcd.provenance.provenance` returns it.
+        differences: rows of `rdcd.evaluation.differences.differences`.
         n_pictures: at most so many cases in each gallery; 0 leaves the galleries out.
 
     Raises:
@@ -56,8 +57,10 @@ def write_report(path: str | Path, *, title: str, protocol: str, results: Sequen
         raise UserError(f"n_pictures={n_pictures}: expected a number of cases per gallery, 0 or more")
     headline = results[0].headline
     outcomes = pair_outcomes(headline.matches, pairs)
-    sections = [("scores", "Scores", _scores(results)),
+    sections = [("scores", "Scores", scores(results)),
                 ("precision-recall", "Precision and recall", _precision_recall(results, pairs))]
+    if differences:
+        sections.insert(1, ("differences", "Compared", compared(differences)))
     if curves:
         sections.append(("training", "Training curves", _training(curves)))
     if families:
@@ -84,58 +87,11 @@ def _lead(protocol: str, results: Sequence[ModelResult], pairs: Sequence[tuple[s
                 f"pairs of {len(set(matches.queries.tolist())):,} queries.")
 
 
-def _scores(results: Sequence[ModelResult]) -> str:
-    first = results[0].headline
-    tiles: list[tuple[str, Callable[[ScoreRow], str]]] = [
-        (f"{metric(first.score_norm)}, %", lambda row: percent(row.metrics.uAP)),
-        ("recall at 90 % precision, %", lambda row: percent(row.metrics.recall_at_p90)),
-        ("accuracy@1, %", lambda row: percent(row.metrics.accuracy_at_1)),
-        ("threshold at 90 % precision", lambda row: score(row.metrics.threshold_at_p90)),
-    ]
-    tiles_html = "".join(
-        f'<div class="tile"><span>{label}</span><b>{show(first)}</b>'
-        + "".join(f"<small>{text(other.name)} {show(other.headline)}</small>" for other in results[1:])
-        + "</div>" for label, show in tiles)
-    rows = "".join(_score_row(result, i) for result in results for i in range(len(result.rows)))
-    return f"""<p class="note">Headline of <b>{text(results[0].name)}</b>: {row_name(first)}.</p>
-<div class="tiles">{tiles_html}</div>
-<div class="scroll"><table><thead><tr>
-<th scope="col">model</th><th scope="col">codec</th><th scope="col">score norm</th>
-<th scope="col" class="n">µAP, %</th><th scope="col" class="n">µAP<sub>SN</sub>, %</th>
-<th scope="col" class="n">recall@P90, %</th><th scope="col" class="n">threshold</th>
-<th scope="col" class="n">accuracy@1, %</th></tr></thead><tbody>
-{rows}</tbody></table></div>
-<details><summary>What the columns mean</summary><dl>
-<dt>µAP</dt><dd>Average precision of all scored pairs pooled over queries, so that one threshold must serve
-every query. µAP<sub>SN</sub>: the same after score normalization against background pictures.</dd>
-<dt>recall@P90</dt><dd>The largest share of true pairs that one threshold finds while at least 90 % of what
-it returns is true.</dd>
-<dt>threshold</dt><dd>The score at that point; “–” where precision never reaches 90 %.</dd>
-<dt>accuracy@1</dt><dd>The share of true pairs whose reference comes first in its query's list.</dd>
-<dt>tinted</dt><dd>Each model's headline row: the last codec that all models have, score-normalized if any row is.
-</dd>
-</dl></details>"""
-
-
-def _score_row(result: ModelResult, i: int) -> str:
-    row = result.rows[i]
-    uap = percent(row.metrics.uAP)
-    model = f'<th scope="rowgroup" rowspan="{len(result.rows)}">{text(result.name)}</th>' if i == 0 else ""
-    tint = ' class="headline"' if row is result.headline else ""
-    norm = "none" if row.score_norm is None else f"<code>{text(row.score_norm)}</code>"
-    cells = (uap if row.score_norm is None else "", "" if row.score_norm is None else uap,
-             percent(row.metrics.recall_at_p90), score(row.metrics.threshold_at_p90),
-             percent(row.metrics.accuracy_at_1))
-    return (f"<tr{tint}>{model}<td><code>{text(row.codec)}</code></td><td>{norm}</td>"
-            + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>\n")
-
-
 def _precision_recall(results: Sequence[ModelResult], pairs: Sequence[tuple[str, str]]) -> str:
     if not pairs or not any(len(result.headline.matches) for result in results):
         return empty("No scored pairs or no ground truth, hence no curve.")
     alt = "Precision over recall. " + " ".join(
-        f"{text(result.name)}: {metric_name(result.headline.score_norm)} "
-        f"{percent(result.headline.metrics.uAP)} %." for result in results)
+        f"{text(result.name)}: {result.headline.main[0]} {percent(result.headline.main[1])} %." for result in results)
     svg = figure_svg(precision_recall_figure(results, pairs, palette=PAGE), name="pr", alt=alt)
     return (f'<figure class="figure wide">{svg}<figcaption>Headline row of every model. Dotted line: 90 % '
             "precision; dots: the last point at or above it.</figcaption></figure>")

@@ -4,7 +4,6 @@ import html
 from collections.abc import Mapping
 from string import Template
 
-from rdcd.evaluation.plots import metric_name
 from rdcd.evaluation.score import ScoreRow
 
 SKELETON = Template("""<!DOCTYPE html>
@@ -78,6 +77,10 @@ nav a:hover, nav a:focus { text-decoration: underline; }
 .tile b { display: block; font-size: 1.9rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; }
 .tile span { font-size: .85rem; }
+td.beyond { font-weight: 600; }
+td small, .tile b small { color: var(--soft); font-weight: 400; }
+.tile b small { display: inline; font-size: .85rem; letter-spacing: 0; }
+.tile small small { display: inline; }
 .tile small { display: block; color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -162,9 +165,9 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def metric(score_norm: str | None) -> str:
-    """Name µAP, with its index where scores are normalized."""
-    return metric_name(score_norm).replace("_SN", "<sub>SN</sub>")
+def metric(row: ScoreRow) -> str:
+    """Name the metric that is quoted for a row, with its index where scores are normalized."""
+    return row.main[0].replace("_SN", "<sub>SN</sub>")
 
 
 def row_name(row: ScoreRow) -> str:

@@ -1,52 +1,73 @@
 """From descriptor files and ground truth to metrics: the `rdcd score` command."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from rdcd.data.ground_truth import read_ground_truth
-from rdcd.errors import UserError
-from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches
-from rdcd.files import atomic_path, check_output, sha256, write_json, write_text
+from rdcd.data.ground_truth import read_ground_truth, read_ids
+from rdcd.errors import UserError, check_number
+from rdcd.evaluation.bootstrap import QueryBootstrap, interval
+from rdcd.evaluation.copydays import CopydaysMetrics, evaluate_copydays
+from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches, queries_above
+from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_predictions
+from rdcd.files import check_output, sha256
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.descriptors import Descriptors, read_descriptors, some
-from rdcd.retrieval.knn import Matches, check_candidates, search
+from rdcd.retrieval.descriptors import Descriptors, join, read_descriptors, some
+from rdcd.retrieval.knn import Matches, check_candidates, search, search_by_distance
 from rdcd.retrieval.score_norm import background_products, parse_score_norm
+
+METRICS = ("disc", "cd10k")
+DEFAULT_NORMS = (None, "1.0[0,2]")
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One way of scoring (codec, score normalization, candidates), its metrics and its matches."""
+    """One way of scoring (codec, score normalization, candidates), its metrics and its matches.
+
+    `samples` has the value of each metric on every resample of the queries, where they were asked for;
+    `hard_negatives` is (how many reach the threshold of P90, how many there are), where a benchmark has such.
+    """
 
     codec: str
     score_norm: str | None
     candidates: str
-    metrics: Metrics
+    metrics: Metrics | CopydaysMetrics
     matches: Matches
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    hard_negatives: tuple[int | None, int] | None = None
+
+    @property
+    def main(self) -> tuple[str, float]:
+        """Name, as papers write it, and value of the metric that is quoted for this row."""
+        if isinstance(self.metrics, CopydaysMetrics):
+            return "overall µAP", self.metrics.overall_uAP
+        return "µAP" if self.score_norm is None else "µAP_SN", self.metrics.uAP
 
 
-def score(*, query: str | Path, reference: str | Path, ground_truth: str | Path, out: str | Path,
-          background: str | Path | None = None, codecs: Sequence[str] = ("Flat",),
-          score_norms: Sequence[str | None] = (None, "1.0[0,2]"), candidates: str = "per_query",
-          k: int = 10, predictions: bool = False) -> list[dict[str, object]]:
+def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], out: str | Path,
+          ground_truth: str | Path | None = None, background: str | Path | None = None, metrics: str = "disc",
+          codecs: Sequence[str] = ("Flat",), score_norms: Sequence[str | None] = DEFAULT_NORMS,
+          candidates: str = "per_query", k: int | None = None, bootstrap: int = 1000,
+          hard_negatives: str | Path | None = None, predictions: bool = False) -> list[dict[str, object]]:
     """Measure descriptor files; write `out/metrics.csv` and `out/metrics.json` (METHOD sections 5, 6).
 
     Args:
-        query, reference, background: descriptor files; background None: no score normalization and no
-            codec that learns.
-        ground_truth: CSV query_id,reference_id.
+        query, reference, background: descriptor files, of references one or several; background None: no score
+            normalization and no codec that learns.
+        ground_truth: CSV query_id,reference_id; not used by `cd10k`, where names tell.
         out: folder, made if need be.
+        metrics: `disc`, pooled over scores; `cd10k`, strong mAP and overall µAP over L2 distances, see
+            `evaluate_copydays`: references are the originals (of the queries, unless among the references) and the
+            distractors, no score normalization.
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
-        candidates, k: see `search`.
+        candidates, k: see `search`; k None: 10, of cd10k 100.
+        bootstrap: resamples of the queries behind the 95 % intervals; 0: no intervals.
+        hard_negatives: CSV of the ids of queries that look like a reference and copy none; how many of them reach
+            the threshold of P90 is counted.
         predictions: also write `out/predictions-<n>.csv` of query_id,reference_id,score, with n the
             number, from 1, of the row in metrics.csv.
 
@@ -56,36 +77,58 @@ def score(*, query: str | Path, reference: str | Path, ground_truth: str | Path,
     Raises:
         UserError: anything wrong with the input; each message names the file and the mistake.
     """
-    for name, path in (("query", query), ("reference", reference), ("ground_truth", ground_truth), ("out", out)):
+    references = [reference] if isinstance(reference, str | Path) else list(reference or [])
+    for name, path in (("query", query), ("out", out), *(("reference", path) for path in references or [reference])):
         if not isinstance(path, str | Path):
             raise UserError(f"{name}={path}: expected the path of a {'folder' if name == 'out' else 'file'}")
+    if metrics not in METRICS:
+        raise UserError(f"metrics={metrics}: expected one of {', '.join(METRICS)}")
+    if metrics == "disc" and ground_truth is None:
+        raise UserError("ground_truth=null: expected the CSV of query_id,reference_id; only metrics=cd10k does without")
+    check_number("bootstrap", bootstrap, 0)
     out = Path(out)
     check_output(out, folder=True)
-    files = {"query": query, "reference": reference, "background": background}
-    files = {name: Path(path) for name, path in files.items() if path is not None}
-    pairs = read_ground_truth(ground_truth)
+    files = {"query": Path(query)} | {f"reference{f'-{i}' if i else ''}": Path(path)
+                                      for i, path in enumerate(references)}
+    if background is not None:
+        files["background"] = Path(background)
+    if metrics == "disc":
+        pairs = read_ground_truth(ground_truth)
+    negatives = None if hard_negatives is None else read_ids(hard_negatives)
     sets = {name: read_descriptors(path) for name, path in files.items()}
-    rows = score_descriptors(sets["query"], sets["reference"], sets.get("background"), pairs, codecs=codecs,
-                             score_norms=score_norms, candidates=candidates, k=k, progress=True)
+    found = join([sets[name] for name in sets if name.startswith("reference")])
+    resamples = QueryBootstrap(sets["query"].known, bootstrap) if bootstrap else None
+    if metrics == "disc":
+        k = 10 if k is None else k
+        rows = score_descriptors(sets["query"], found, sets.get("background"), pairs, codecs=codecs,
+                                 score_norms=score_norms, candidates=candidates, k=k, bootstrap=resamples,
+                                 hard_negatives=negatives, progress=True)
+        title = f"{len(sets['query']):,} queries, {len(found):,} references, {len(pairs):,} pairs, k={k}"
+        files["ground_truth"] = Path(ground_truth)
+    else:
+        k = 100 if k is None else k
+        if tuple(_listed(score_norms, "score_norms")) not in (DEFAULT_NORMS, (None,)) or candidates != "per_query":
+            raise UserError(f"metrics=cd10k takes the nearest of every query by distance and normalizes no scores: "
+                            f"leave out score_norms={score_norms} and candidates={candidates}")
+        rows = score_copydays(sets["query"], found, sets.get("background"), codecs=codecs, k=k, bootstrap=resamples,
+                              progress=True)
+        title = f"{len(sets['query']):,} queries, {len(found):,} references, k={k}"
     values = [as_record(row) for row in rows]
-    files["ground_truth"] = Path(ground_truth)
     inputs = {name: {"file": str(path), "sha256": sha256(path)} for name, path in files.items()}
-    record = {**provenance(), "k": k, "inputs": inputs}
-    write_metrics(out, values, record)
+    write_metrics(out, values, {**provenance(protocol=metrics), "k": k, "bootstrap": bootstrap, "inputs": inputs})
     if predictions:
         for number, row in enumerate(rows, start=1):
             write_predictions(out / f"predictions-{number}.csv", row.matches)
-    title = (f"{len(sets['query']):,} queries, {len(sets['reference']):,} references, "
-             f"{len(pairs):,} pairs, k={k}")
-    Console().print(metrics_table(values, title=title))
+    wide_console().print(metrics_table(values, title=title))
     print(f"written: {out / 'metrics.csv'}")
     return values
 
 
 def score_descriptors(query: Descriptors, reference: Descriptors, background: Descriptors | None,
                       pairs: Sequence[tuple[str, str]], *, codecs: Sequence[str] = ("Flat",),
-                      score_norms: Sequence[str | None] = (None, "1.0[0,2]"), candidates: str = "per_query",
-                      k: int = 10, progress: bool = False) -> list[ScoreRow]:
+                      score_norms: Sequence[str | None] = DEFAULT_NORMS, candidates: str = "per_query",
+                      k: int = 10, bootstrap: QueryBootstrap | None = None,
+                      hard_negatives: Sequence[str] | None = None, progress: bool = False) -> list[ScoreRow]:
     """Codec, search, normalize and measure; one row per codec x normalization, in the order given.
 
     The order of rows within the descriptor sets changes nothing.
@@ -96,6 +139,8 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
         candidates, k: see `search`.
+        bootstrap: over the ids of these queries; None: no intervals.
+        hard_negatives: ids of queries, see `score`.
         progress: whether to show a bar, on stderr, over long searches.
 
     Raises:
@@ -107,26 +152,73 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
     check_candidates(candidates, k)
     _check_dims({"query": query, "reference": reference, "background": background})
     _check_ids(query, reference, pairs)
-    query, reference = query.sorted(), reference.sorted()
-    background = None if background is None else background.sorted()
-    trained = [Codec(text, query.dim) for text in codecs]
-    for codec in trained:  # all of them before the first search: a mistake shows at once
-        codec.train(None if background is None else background.vectors)
+    if hard_negatives is not None and (absent := np.setdiff1d(hard_negatives, query.known)).size:
+        raise UserError(f"{absent.size:,} of {len(hard_negatives):,} hard negatives are no queries: {some(absent)}; "
+                        f"expected ids of queries")
     depth = max((norm.last + 1 for norm in norms if norm), default=0)
     rows = []
-    for codec in trained:
-        q, r, b = (None if d is None else codec.apply(d.vectors) for d in (query, reference, background))
+    for codec, q, r, b in _coded(query, reference, background, codecs):
         biases: list[np.ndarray | None] = [None] * len(norms)
         if depth:
-            label = f"{codec.text}: background" if progress else None
-            products = background_products(q, b, depth, label=label)
+            label = f"{codec}: background" if progress else None
+            products = background_products(q.vectors, None if b is None else b.vectors, depth, label=label)
             biases = [norm and norm.bias(products) for norm in norms]
-        found = search(Descriptors(query.names, q), Descriptors(reference.names, r), k=k,
-                       candidates=candidates, biases=biases,
-                       label=f"{codec.text}: references" if progress else None)
-        rows += [ScoreRow(codec.text, text, candidates, evaluate_matches(matches, pairs), matches)
-                 for text, matches in zip(score_norms, found, strict=True)]
+        found = search(q, r, k=k, candidates=candidates, biases=biases,
+                       label=f"{codec}: references" if progress else None)
+        for text, matches in zip(score_norms, found, strict=True):
+            measured = evaluate_matches(matches, pairs)
+            negatives = hard_negatives and (queries_above(matches, hard_negatives, measured.threshold_at_p90),
+                                            len(hard_negatives))
+            rows.append(ScoreRow(codec, text, candidates, measured, matches,
+                                 bootstrap.pooled(matches, pairs) if bootstrap else {}, negatives))
     return rows
+
+
+def score_copydays(query: Descriptors, reference: Descriptors, background: Descriptors | None, *,
+                   codecs: Sequence[str] = ("Flat",), k: int = 100, bootstrap: QueryBootstrap | None = None,
+                   progress: bool = False) -> list[ScoreRow]:
+    """Measure CD10K (METHOD sections 6, 7): codec, k nearest by L2 distance, strong mAP and overall µAP.
+
+    Args:
+        query: all blocks of Copydays, ids `block/name`.
+        reference: distractors, and the originals, ids `original/name`; where none of these are among them, those of
+            the queries are taken. Ids without a block are taken for distractors'.
+        background: what codecs learn from.
+        codecs, k, bootstrap, progress: as for `score_descriptors`.
+
+    Raises:
+        UserError: as `score_descriptors` and `evaluate_copydays`.
+    """
+    codecs = _listed(codecs, "codecs")
+    check_candidates("per_query", k)
+    _check_dims({"query": query, "reference": reference, "background": background})
+    reference = replace(reference, names=_in_block(reference.names), missing=_in_block(reference.missing))
+    if not np.char.startswith(reference.known, "original/").any():
+        reference = join([query.chosen(np.char.startswith(query.names, "original/"),
+                                       np.char.startswith(query.missing, "original/")), reference])
+    originals = [name for name in reference.known.tolist() if name.startswith("original/")]
+    queries = query.known.tolist()
+    rows = []
+    for codec, q, r, _ in _coded(query, reference, background, codecs):
+        matches = search_by_distance(q, r, k=k, label=f"{codec}: references" if progress else None)
+        rows.append(ScoreRow(codec, None, "per_query", evaluate_copydays(matches, queries, originals), matches,
+                             bootstrap.copydays(matches, originals) if bootstrap else {}))
+    return rows
+
+
+def _in_block(ids: np.ndarray) -> np.ndarray:
+    return np.array([name if "/" in name else f"distractors/{name}" for name in ids.tolist()], dtype=np.str_)
+
+
+def _coded(query: Descriptors, reference: Descriptors, background: Descriptors | None, codecs: Sequence[str],
+           ) -> Iterator[tuple[str, Descriptors, Descriptors, Descriptors | None]]:
+    """Yield (codec, query, reference, background), sorted by name, as every codec makes them."""
+    sets = [None if d is None else d.sorted() for d in (query, reference, background)]
+    trained = [Codec(text, query.dim) for text in codecs]
+    for codec in trained:  # all of them before the first search: a mistake shows at once
+        codec.train(None if sets[2] is None else sets[2].vectors)
+    for codec in trained:
+        yield codec.text, *(d if d is None else replace(d, vectors=codec.apply(d.vectors)) for d in sets)
 
 
 def _listed(values: Sequence[str | None] | str | None, name: str) -> list[str | None]:
@@ -165,50 +257,15 @@ def _check_ids(query: Descriptors, reference: Descriptors, pairs: Sequence[tuple
 
 
 def as_record(row: ScoreRow) -> dict[str, object]:
-    """Return the columns of metrics.csv for one row; `{"model": name, **as_record(row)}` adds one."""
-    return {"codec": row.codec, "score_norm": row.score_norm, "candidates": row.candidates,
-            **asdict(row.metrics)}
+    """Return the columns of metrics.csv for one row; `{"model": name, **as_record(row)}` adds one.
 
-
-def write_metrics(out: str | Path, rows: Sequence[dict[str, object]], record: dict[str, object]) -> None:
-    """Write `out/metrics.csv` (digits enough to read back the same numbers, `None` for None) and, with
-    the same rows under `rows` and `record` under `provenance`, `out/metrics.json`.
-
-    Args:
-        rows: all of the same keys, which become the columns, in their order.
-        record: from `rdcd.provenance.provenance`.
+    First codec, score_norm, candidates and the metrics; then, where there are resamples, `<metric>_low` and
+    `<metric>_high`, the 95 % interval over queries; then, where there are hard negatives, their number and how many
+    reach the threshold of P90.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: str(value) for name, value in row.items()} for row in rows)
-    write_text(Path(out) / "metrics.csv", text.getvalue())
-    write_json(Path(out) / "metrics.json", {"rows": list(rows), "provenance": record})
-
-
-def write_predictions(path: str | Path, matches: Matches) -> None:
-    """Write candidate pairs as CSV `query_id,reference_id,score`; scores read back as the same float32."""
-    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("query_id", "reference_id", "score"))
-        writer.writerows(zip(matches.queries.tolist(), matches.references.tolist(),
-                             matches.scores.astype(np.str_).tolist(), strict=True))
-
-
-def metrics_table(rows: Sequence[dict[str, object]], *, title: str | None = None) -> Table:
-    """Return the rows of metrics.csv as a table for people: fractions in percent."""
-    heads = {"uAP": "µAP %", "accuracy_at_1": "acc@1 %", "recall_at_p90": "R@P90 %",
-             "threshold_at_p90": "threshold"}
-    table = Table(title=title)
-    for name in rows[0]:
-        justify = "right" if name in heads else "left"
-        table.add_column(heads.get(name, name.replace("_", " ")), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
-    return table
-
-
-def _cell(name: str, value: object) -> str:
-    if not isinstance(value, float):
-        return escape(str(value))
-    return f"{value:.4f}" if name == "threshold_at_p90" else f"{100 * value:.2f}"
+    record = {"codec": row.codec, "score_norm": row.score_norm, "candidates": row.candidates, **asdict(row.metrics)}
+    for name, samples in row.samples.items():
+        record[f"{name}_low"], record[f"{name}_high"] = interval(samples)
+    if row.hard_negatives:
+        record["hard_negatives_above_p90"], record["hard_negatives"] = row.hard_negatives
+    return record

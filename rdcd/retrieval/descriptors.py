@@ -1,5 +1,6 @@
 """Descriptors of a set of pictures, and the HDF5 file they are kept in (ISC2021 format)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,25 @@ class Descriptors:
             return self
         order = np.argsort(self.names)
         return Descriptors(self.names[order], self.vectors[order], self.missing)
+
+
+    def chosen(self, rows: np.ndarray, missing: np.ndarray) -> "Descriptors":
+        """Return the descriptors and the unreadable pictures that these masks choose."""
+        return Descriptors(self.names[rows], self.vectors[rows], self.missing[missing])
+
+
+def join(sets: Sequence[Descriptors]) -> Descriptors:
+    """Return the descriptors of several sets of pictures as one.
+
+    Raises:
+        UserError: vectors of different lengths, or an id in two of them.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    if len({d.dim for d in sets}) > 1:
+        raise UserError(f"descriptors of different lengths: {', '.join(str(d.dim) for d in sets)}; expected one "
+                        "length: extract all of them with the same model")
+    return Descriptors(*(np.concatenate([getattr(d, name) for d in sets]) for name in ("names", "vectors", "missing")))
 
 
 def some(ids: np.ndarray, *, most: int = 5) -> str:

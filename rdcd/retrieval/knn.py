@@ -67,6 +67,29 @@ def search(query: Descriptors, reference: Descriptors, *, k: int = 10, candidate
     return found
 
 
+def search_by_distance(query: Descriptors, reference: Descriptors, *, k: int, label: str | None = None) -> Matches:
+    """Find the k references nearest to each query by L2 distance; scores are minus the squared distance.
+
+    Args:
+        query, reference: descriptors of the same length d, of any norm.
+        k: candidates per query.
+        label: name of the progress bar; None shows none.
+    """
+    squares = np.einsum("md,md->m", reference.vectors, reference.vectors)
+    lifted = np.column_stack((2 * query.vectors, np.full(len(query), -1, np.float32)))  # 2q·r − r·r = q·q − |q − r|²
+    depth = min(k + _SPARE, len(reference))
+    _, rows = nearest(lifted, np.column_stack((reference.vectors, squares)), depth, label=label)
+    rows.sort(axis=1)  # with the stable sort below: equal distances in reference order
+    scores = np.empty(rows.shape, np.float64)
+    for i, row in enumerate(rows):
+        apart = query.vectors[i].astype(np.float64) - reference.vectors[row]
+        scores[i] = -np.einsum("md,md->m", apart, apart)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    return Matches(np.repeat(query.names, rows.shape[1]), reference.names[rows.ravel()],
+                   scores.ravel().astype(np.float32))
+
+
 def check_candidates(candidates: str, k: int) -> None:
     """Raise UserError unless `candidates` is one of CANDIDATES and `k` a whole number from 1."""
     if candidates not in CANDIDATES:

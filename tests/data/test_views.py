@@ -142,7 +142,8 @@ def test_too_few_pictures_for_a_batch_is_said() -> None:
 @pytest.mark.parametrize(("resize", "size", "shape"), [  # both are (width, height)
     ("square", (40, 20), (10, 10)), ("square", (5, 300), (10, 10)), ("short", (40, 20), (20, 10)),
     ("short", (20, 41), (10, 20)), ("short", (7, 5), (14, 10)), ("short", (33, 33), (10, 10)),
-    ("short", (1, 3), (10, 30))])
+    ("short", (1, 3), (10, 30)), ("long", (40, 20), (10, 5)), ("long", (20, 41), (5, 10)), ("long", (5, 5), (10, 10)),
+    ("long", (3, 48), (1, 10))])
 def test_resizing(picture, tmp_path: Path, resize: str, size: tuple, shape: tuple) -> None:
     made = picture(0, *size)
     made.save(tmp_path / "a.png")
@@ -169,5 +170,5 @@ def test_a_bad_picture_comes_out_as_its_error(holed: Manifest) -> None:
 
 
 def test_unknown_resize_is_said(pictures: Manifest) -> None:
-    with pytest.raises(UserError, match="resize='crop': expected 'square' or 'short'"):
+    with pytest.raises(UserError, match="resize='crop': expected one of square, short, long"):
         Pictures(pictures, size=8, resize="crop")

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,9 @@ from rdcd.errors import UserError
 from rdcd.evaluation import plots
 from rdcd.evaluation.cases import NO_EDIT, ModelResult
 from rdcd.evaluation.metrics import Metrics, evaluate_matches
+from rdcd.evaluation.bootstrap import QueryBootstrap
+from rdcd.evaluation.copydays import CopydaysMetrics
+from rdcd.evaluation.differences import differences
 from rdcd.evaluation.report import write_report
 from rdcd.evaluation.report_gallery import SHOWN
 from rdcd.evaluation.score import ScoreRow
@@ -252,3 +256,37 @@ def test_a_query_and_a_reference_of_one_name_are_two_pictures(tmp_path):
         data = base64.b64decode(picture["src"].partition(",")[2])
         red, _, blue = Image.open(io.BytesIO(data)).convert("RGB").getpixel((4, 4))
         assert (red > blue) == picture["alt"].startswith("query"), picture["alt"]
+
+
+def test_intervals_and_differences_are_shown(tmp_path):
+    bootstrap = QueryBootstrap([f"Q{i}" for i in range(30)], resamples=100)
+    results = []
+    for seed, name in enumerate(("student", HOSTILE)):
+        matches, pairs = make_matches(np.random.default_rng(seed))
+        made = make_result(matches, pairs, name=name)
+        results.append(ModelResult(name, {}, [replace(row, samples=bootstrap.pooled(matches, pairs))
+                                              for row in made.rows]))
+    rows = differences(results)
+    page = Page(render(tmp_path, results=results, pairs=pairs, differences=rows))
+    samples = results[0].rows[0].samples["uAP"]
+    low, high = np.quantile(samples, (0.025, 0.975))
+    assert f"{100 * low:.1f}–{100 * high:.1f}" in page.text
+    assert f"{100 * rows[0]['uAP']:+.2f} {100 * rows[0]['uAP_low']:+.1f} … {100 * rows[0]['uAP_high']:+.1f}" in page.text
+    assert "Compared" in page.text and "differences" in page.ids
+    assert "Compared" not in render(tmp_path, results=results[:1], pairs=pairs)
+
+
+def test_hard_negatives_are_shown(tmp_path):
+    matches, pairs = make_matches(np.random.default_rng(0))
+    result = make_result(matches, pairs)
+    rows = [replace(row, hard_negatives=(above, 1234)) for row, above in zip(result.rows, (None, 56))]
+    page = Page(render(tmp_path, results=[replace(result, rows=rows)], pairs=pairs))
+    assert "56 of 1,234" in page.text and "– of 1,234" in page.text
+
+
+def test_copydays_has_its_own_columns(tmp_path):
+    matches, pairs = make_matches(np.random.default_rng(0))
+    row = ScoreRow("Flat", None, "per_query", CopydaysMetrics(0.875, 0.625), matches)
+    page = Page(render(tmp_path, results=[ModelResult("student", {}, [row])], pairs=pairs))
+    assert "strong mAP, %" in page.text and "87.50" in page.text and "62.50" in page.text
+    assert "recall@P90" not in page.text

@@ -6,10 +6,13 @@ import pytest
 
 from rdcd.data.ground_truth import write_ground_truth
 from rdcd.errors import UserError
-from rdcd.evaluation.score import as_record, score, score_descriptors, write_metrics
+from rdcd.evaluation.bootstrap import QueryBootstrap, interval
+from rdcd.evaluation.copydays import CopydaysMetrics, evaluate_copydays
+from rdcd.evaluation.score import as_record, score, score_copydays, score_descriptors
 from rdcd.files import sha256
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
 
+INTERVALS = [f"{name}_{end}" for name in ("uAP", "accuracy_at_1", "recall_at_p90") for end in ("low", "high")]
 COLUMNS = ["codec", "score_norm", "candidates", "uAP", "accuracy_at_1", "recall_at_p90", "threshold_at_p90"]
 
 
@@ -147,15 +150,16 @@ def test_command_writes_metrics_with_provenance(files, tmp_path, capsys):
     values = score(**files, out=out, codecs=["Flat", "PCAW4,L2norm,Flat"], k=3)
     with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == COLUMNS
+    assert list(rows[0]) == COLUMNS + INTERVALS
     assert [(row["codec"], row["score_norm"]) for row in rows] == [
         ("Flat", "None"), ("Flat", "1.0[0,2]"),
         ("PCAW4,L2norm,Flat", "None"), ("PCAW4,L2norm,Flat", "1.0[0,2]")]
     query, reference, background, pairs = case(4)
-    direct = score_descriptors(query, reference, background, pairs, codecs=["Flat", "PCAW4,L2norm,Flat"], k=3)
+    direct = score_descriptors(query, reference, background, pairs, codecs=["Flat", "PCAW4,L2norm,Flat"], k=3,
+                               bootstrap=QueryBootstrap(query.known))
     assert values == [as_record(row) for row in direct]
     for row, value in zip(rows, values, strict=True):
-        assert all(float(row[name]) == value[name] for name in COLUMNS[3:] if value[name] is not None)
+        assert all(float(row[name]) == value[name] for name in (COLUMNS + INTERVALS)[3:] if value[name] is not None)
     written = json.loads((out / "metrics.json").read_text("utf-8"))
     assert written["rows"] == values
     record = written["provenance"]
@@ -169,7 +173,8 @@ def test_command_writes_metrics_with_provenance(files, tmp_path, capsys):
 
 def test_command_without_background_and_with_predictions(files, tmp_path):
     del files["background"]
-    values = score(**files, out=tmp_path, score_norms=[None], candidates="global", k=2, predictions=True)
+    values = score(**files, out=tmp_path, score_norms=[None], candidates="global", k=2, bootstrap=0, predictions=True)
+    assert list(values[0]) == COLUMNS
     assert [value["score_norm"] for value in values] == [None]
     with open(tmp_path / "predictions-1.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -181,13 +186,150 @@ def test_command_without_background_and_with_predictions(files, tmp_path):
     assert np.array([r[2] for r in rows[1:]], dtype=np.float32).tolist() == row.matches.scores.tolist()
 
 
-def test_metrics_file_takes_a_leading_column_and_undefined_thresholds(tmp_path):
-    rows = [{"model": "a,b", "uAP": 0.1 + 0.2, "threshold_at_p90": None}]
-    write_metrics(tmp_path / "m", rows, {"seed": 1})
-    assert (tmp_path / "m" / "metrics.csv").read_text() == (
-        'model,uAP,threshold_at_p90\n"a,b",0.30000000000000004,None\n')
-    written = json.loads((tmp_path / "m" / "metrics.json").read_text())
-    assert written == {"rows": rows, "provenance": {"seed": 1}}
+def test_references_in_several_files(files, tmp_path):
+    _, reference, _, _ = case(4)
+    parts = []
+    for i, rows in enumerate((slice(0, 4), slice(4, None))):
+        parts.append(tmp_path / f"part-{i}.hdf5")
+        write_descriptors(parts[-1], Descriptors(reference.names[rows], reference.vectors[rows],
+                                                 reference.missing if i else np.array([], str)))
+    whole = score(**files, out=tmp_path / "whole")
+    assert score(**files | {"reference": parts}, out=tmp_path / "parts") == whole
+    inputs = json.loads((tmp_path / "parts" / "metrics.json").read_text())["provenance"]["inputs"]
+    assert [inputs[name]["file"] for name in ("reference", "reference-1")] == [str(part) for part in parts]
+    with pytest.raises(UserError, match="the same id twice"):
+        score(**files | {"reference": [parts[0], parts[0]]}, out=tmp_path / "twice")
+
+
+def test_hard_negatives_above_the_threshold_are_counted(files, tmp_path):
+    query, reference, background, pairs = case(4)
+    (tmp_path / "hard.csv").write_text("query_id\nQ7\nQ9\nQ11\n")
+    values = score(**files, out=tmp_path / "scores", hard_negatives=tmp_path / "hard.csv", k=3, bootstrap=0)
+    assert list(values[0]) == [*COLUMNS, "hard_negatives_above_p90", "hard_negatives"]
+    rows = score_descriptors(query, reference, background, pairs, k=3)
+    assert any(row.metrics.threshold_at_p90 is not None for row in rows)
+    for row, value in zip(rows, values, strict=True):
+        threshold, above = row.metrics.threshold_at_p90, 0
+        for name in ("Q7", "Q9", "Q11"):
+            scores = [s for q, s in zip(row.matches.queries, row.matches.scores) if q == name]
+            above += threshold is not None and any(s >= threshold for s in scores)
+        assert value["hard_negatives"] == 3
+        assert value["hard_negatives_above_p90"] == (None if threshold is None else above)
+    (tmp_path / "hard.csv").write_text("Q7\nQ99\n")
+    with pytest.raises(UserError, match="1 of 2 hard negatives are no queries: Q99"):
+        score(**files, out=tmp_path / "scores", hard_negatives=tmp_path / "hard.csv")
+
+
+def test_intervals_hold_the_value_of_most_resamples():
+    query, reference, background, pairs = case(4)
+    bootstrap = QueryBootstrap(query.known, resamples=200)
+    for row in score_descriptors(query, reference, background, pairs, k=3, bootstrap=bootstrap):
+        record = as_record(row)
+        assert (record["uAP_low"], record["uAP_high"]) == interval(row.samples["uAP"])
+        assert record["uAP_low"] <= np.median(row.samples["uAP"]) <= record["uAP_high"]
+
+
+def copydays(seed, *, d=5):
+    """Four originals, a copy of each in two blocks, strong copies, and distractors, one of a colliding prefix."""
+    rng = np.random.default_rng(seed)
+    names = [f"20{i:02d}00" for i in range(4)]
+    centres = dict(zip(names, rng.normal(size=(4, d))))
+    query = {f"original/{name}": centres[name] for name in names}
+    for block, noise in (("crops/10", 0.5), ("jpegqual/3", 0.2)):
+        query |= {f"{block}/{name}": centres[name] + noise * rng.normal(size=d) for name in names}
+    query |= {f"strong/{name[:5]}{i}": centres[name] + rng.normal(size=d) for name in names[1:] for i in range(2)}
+    other = {f"{i:06d}": rng.normal(size=d) for i in (200100, 300000, 300001, 300002)}
+
+    def descriptors(rows, missing=()):
+        order = rng.permutation(len(rows))
+        return Descriptors(np.array(list(rows))[order], np.array(list(rows.values()))[order], np.array(missing, str))
+
+    return descriptors(query, ["strong/200009"]), descriptors(other), rng.normal(size=(30, d))
+
+
+def copydays_oracle(query, distractors, transform, k):
+    """METHOD section 7 in loops: top k by distance, AP by trapezoids."""
+    q = dict(zip(query.names.tolist(), transform(query.vectors)))
+    r = {name: v for name, v in q.items() if name.startswith("original/")}
+    r |= {f"distractors/{name}": v for name, v in zip(distractors.names.tolist(), transform(distractors.vectors))}
+    strong, pooled = [], []
+    for name in query.known.tolist():
+        rows = []
+        if name in q:
+            rows = sorted(((float(((q[name].astype(float) - v) ** 2).sum()), other) for other, v in r.items()))[:k]
+        rows = [(distance, other.startswith("original/") and other[9:13] == name.rpartition("/")[2][:4])
+                for distance, other in rows]
+        pooled += rows
+        if name.startswith("strong/"):
+            strong.append(trapezoid(rows, 1))
+    return sum(strong) / len(strong), trapezoid(sorted(pooled), len(query.known))
+
+
+def trapezoid(rows, positives):
+    area, hits = 0.0, 0
+    for rank, (_, hit) in enumerate(rows):
+        if hit:
+            before = 1.0 if rank == 0 else hits / rank
+            hits += 1
+            area += (before + hits / (rank + 1)) / 2 / positives
+    return area
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copydays_is_its_definition(seed):
+    query, distractors, _ = copydays(seed)
+    (row,) = score_copydays(query, distractors, None, k=5)
+    expected = copydays_oracle(query, distractors, lambda vectors: vectors, 5)
+    assert (row.metrics.strong_mAP, row.metrics.overall_uAP) == pytest.approx(expected, abs=1e-6)
+    assert row.score_norm is None and row.main == ("overall µAP", row.metrics.overall_uAP)
+
+
+def test_copydays_after_a_codec_goes_by_distance_not_by_angle():
+    query, distractors, background = copydays(3)
+    background = Descriptors(np.array([f"T{i}" for i in range(len(background))]), background + 5)
+
+    def centred(vectors):
+        return vectors - background.vectors.mean(axis=0)  # and a rotation, which keeps distances
+
+    (row,) = score_copydays(query, distractors, background, codecs=["PCA5,Flat"], k=5)
+    assert (row.metrics.strong_mAP, row.metrics.overall_uAP) == pytest.approx(
+        copydays_oracle(query, distractors, centred, 5), abs=1e-5)
+    (flat,) = score_copydays(query, distractors, background, k=5)
+    assert flat.metrics == row.metrics  # no distance has changed
+
+
+def test_copydays_from_descriptor_files(tmp_path, capsys):
+    query, distractors, _ = copydays(0)
+    files = {"query": tmp_path / "copydays.h5", "reference": tmp_path / "distractors.h5"}
+    write_descriptors(files["query"], query)
+    write_descriptors(files["reference"], distractors)
+    (value,) = score(**files, out=tmp_path / "scores", metrics="cd10k", predictions=True)
+    (row,) = score_copydays(query, distractors, None, k=100)
+    assert list(value)[:5] == ["codec", "score_norm", "candidates", "strong_mAP", "overall_uAP"]
+    assert value["strong_mAP"] == row.metrics.strong_mAP and value["strong_mAP_low"] <= value["strong_mAP_high"]
+    assert "strong mAP" in capsys.readouterr().out
+    both = Descriptors(np.array([f"distractors/{name}" for name in distractors.names] + ["original/200000"]),
+                       np.concatenate([distractors.vectors, query.vectors[query.names == "original/200000"]]))
+    write_descriptors(files["reference"], both)
+    with pytest.raises(UserError, match="queries have no original"):  # those given are all there are
+        score(**files, out=tmp_path / "scores", metrics="cd10k")
+    with pytest.raises(UserError, match="metrics=cd10k takes the nearest .* candidates=global"):
+        score(**files, out=tmp_path / "scores", metrics="cd10k", candidates="global")
+    with pytest.raises(UserError, match=r"normalizes no scores: leave out score_norms=\['1.0\[0,4\]'\]"):
+        score(**files, out=tmp_path / "scores", metrics="cd10k", score_norms=["1.0[0,4]"])
+    with pytest.raises(UserError, match="metrics=map: expected one of disc, cd10k"):
+        score(**files, out=tmp_path / "scores", metrics="map")
+    with pytest.raises(UserError, match="ground_truth=null: expected the CSV"):
+        score(**files, out=tmp_path / "scores")
+
+
+def test_copydays_measures_what_the_metrics_define():
+    query, distractors, _ = copydays(1)
+    (row,) = score_copydays(query, distractors, None, k=100, bootstrap=QueryBootstrap(query.known, resamples=20))
+    originals = [name for name in query.names.tolist() if name.startswith("original/")]
+    assert isinstance(row.metrics, CopydaysMetrics)
+    assert row.metrics == evaluate_copydays(row.matches, query.known.tolist(), originals)
+    assert set(row.samples) == {"strong_mAP", "overall_uAP"} and len(row.samples["strong_mAP"]) == 20
 
 
 @pytest.mark.parametrize("options, message", [
