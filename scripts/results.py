@@ -1,7 +1,9 @@
 """Fill the result tables of the documents from result files: no number in them is typed by hand.
 
 A block `<!-- results FILE[:MODEL,…] … -->` … `<!-- end -->` in README.md or docs/*.md holds the table of the
-named `docs/results/FILE.json`, which are `metrics.json` files as the tool wrote them. Run after adding one:
+named `docs/results/FILE.json`, which are `metrics.json` files as the tool wrote them. A block `<!-- published -->` …
+`<!-- end -->` holds the rows of docs/results/published.json, reported by others, with ours beside them where there is a
+`docs/results/EXPERIMENT.json`. Run after adding one:
 
     python scripts/results.py
 """
@@ -11,13 +13,14 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- results ([^>]*?) -->\n).*?(<!-- end -->)", re.S)
+RESULTS = ROOT / "docs" / "results"
+BLOCK = re.compile(r"(<!-- (results|differences|published) ?([^>]*?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def rows(selection: str) -> list[dict]:
     """Return the rows of one `FILE[:MODEL,…]`, each with `file` added."""
     name, _, models = selection.partition(":")
-    content = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     wanted = [model.replace("_", " ") for model in models.split(",")] if models else None
     return [row | {"file": name} for row in content["rows"] if wanted is None or row["model"] in wanted]
 
@@ -32,15 +35,49 @@ def table(selections: list[str]) -> str:
         if row["score_norm"] is None:
             plain[key] = row
         else:
-            values = [plain[key]["uAP"], row["uAP"], row["recall_at_p90"], row["accuracy_at_1"]]
-            lines.append(f"| {key[0]} | {key[1]} | {key[2]} | `{key[3]}` | "
-                         + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
+            cells = [figure(plain[key], "uAP"), figure(row, "uAP"), figure(row, "recall_at_p90"),
+                     figure(row, "accuracy_at_1")]
+            lines.append(f"| {key[0]} | {key[1]} | {key[2]} | `{key[3]}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(row: dict, metric: str) -> str:
+    """Return a metric in percent, with its 95 % interval where the file has one."""
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    within = "" if low is None else f" ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{100 * row[metric]:.1f}{within}"
+
+
+def compared(selections: list[str]) -> str:
+    """Return a Markdown table of the paired differences that the named files hold, of normalized scores."""
+    lines = ["| result file | models | codec | µAP_SN, points | 95 % interval |", "|---|---|---|--:|--:|"]
+    for name in selections:
+        content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for row in content["differences"]:
+            if row["score_norm"]:
+                lines.append(f"| {name} | {row['model']} − {row['other']} | `{row['codec']}` | {100 * row['uAP']:+.1f} | "
+                             f"{100 * row['uAP_low']:+.1f} … {100 * row['uAP_high']:+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def published() -> str:
+    """Return a Markdown table of what others report and what was measured here, whitened and score-normalized."""
+    lines = ["| experiment | system | dim | reported by its authors | ours |", "|---|---|--:|--:|--:|"]
+    for row in json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))["rows"]:
+        theirs = "" if row["uAP_SN"] is None else f"{row['uAP_SN']:.1f}"
+        ours = ""
+        if (RESULTS / f"{row['experiment']}.json").is_file():
+            found = [measured for measured in rows(row["experiment"]) if measured["score_norm"]
+                     and measured["codec"] == "PCAW{d},L2norm,Flat" and measured["model"] in ("student", "teacher")]
+            ours = figure(found[0], "uAP")
+        lines.append(f"| `{row['experiment']}` | {row['system']} | {row['dim']} | {theirs} | {ours} |")
     return "\n".join(lines) + "\n"
 
 
 def filled(text: str) -> str:
     """Return a document with its result blocks renewed."""
-    return BLOCK.sub(lambda m: m[1] + table(m[2].split()) + m[3], text)
+    makers = {"results": table, "differences": compared, "published": lambda _: published()}
+    return BLOCK.sub(lambda m: m[1] + makers[m[2]](m[3].split()) + m[4], text)
 
 
 def documents() -> list[Path]:

@@ -109,13 +109,13 @@ def test_version(capsys) -> None:
     (["train", "loss.temprature=1"], r"no key 'loss.temprature'.*did you mean .*loss.temperature"),
     (["train", "student="], "no choice '' for student: expected one of "),
     (["train", "teacher=file"], "rdcd train needs teacher.path=…; `rdcd train --help`"),
-    (["score", "k=5"], "rdcd score needs ground_truth=…, out=…, query=…, reference=…"),
+    (["score", "k=5"], "rdcd score needs out=…, query=…, reference=…"),
     (["score", "k"], "cannot read k: .*expected key=value"),
     (["score", "codecs=[Flat,"], r"cannot read 'codecs=\[Flat,': .*expected key=value"),
     (["score", "k=5,10"], "Ambiguous value for argument 'k=5,10': a list is .*--multirun"),
     (["train", "--multirun", "student.dmi=1,2"], "no key 'student.dmi'"),
     (["train", "-m", "loss=rdcd,rdcdd", "student.dmi=1"], "no key 'student.dmi'"),
-    (["score", "-m", "k=5,10"], "rdcd score needs ground_truth=…, out=…, query=…, reference=…"),
+    (["score", "-m", "k=5,10"], "rdcd score needs out=…, query=…, reference=…"),
 ])
 def test_mistakes_are_said_in_one_line_without_a_trace(words: list[str], said: str, capsys) -> None:
     assert run(*words) == 2

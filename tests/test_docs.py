@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import timm
+from authors_checkpoint import write_authors_checkpoint
+from miniatures import make_cd10k, make_ndec, make_pairs
 from safetensors.torch import save_file
+from zoo_checkpoints import synthetic_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,8 +67,13 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
         for seed in seeds:
             draw_picture(seed, size=48).save(place / folder / f"{seed}.png")
     save_file(timm.create_model("mobilenetv2_100", num_classes=0).state_dict(), place / "trunk.safetensors")
+    write_authors_checkpoint(place / "authors.ckpt")
+    synthetic_checkpoint("sscd_disc_mixup", None, place / "sscd.pt")
+    for name, make in (("ndec", make_ndec), ("cd10k", make_cd10k), ("mine", make_pairs)):
+        make(place / name)
     places = {"DIR": "photos", "DIR2": "more", "ROOT": "root", "PHOTOS": "benchmark", "TRUNK": "trunk.safetensors",
-              "RUN": "run", "TEACHER_RUN": "run"}
+              "RUN": "run", "TEACHER_RUN": "run", "AUTHORS_CKPT": "authors.ckpt", "SSCD_FILE": "sscd.pt", "NDEC": "ndec",
+              "CD10K": "cd10k", "PHOTOS_DIR": "mine", "PAIRS_CSV": "mine/pairs.csv"}
     environment = os.environ | {"RDCD_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = []

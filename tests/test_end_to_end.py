@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from safetensors.torch import save_file
+from zoo_checkpoints import synthetic_checkpoint
 
 import rdcd
 from rdcd import provenance
@@ -279,18 +282,48 @@ def test_multirun_trains_one_run_a_value(place, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # nothing of Hydra's
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Return a function: name in the zoo → a file in its released layout, with random numbers."""
+    folder = tmp_path_factory.mktemp("released")
+
+    def file(name):
+        path = folder / f"{name}.pt"
+        if not path.exists():
+            synthetic_checkpoint(name, None, path)
+        return path
+
+    return file
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment, place, tmp_path):
-    """A row of a table, made tiny; teachers from files are replaced by the one that lies here."""
+def test_every_experiment_runs(experiment, place, released, tmp_path):
+    """A row of a table on a few small pictures; those of the published table with their own networks, whose weights
+    are random numbers in the released layouts."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        target = compose("train", overrides=[f"experiment={experiment}"]).teacher._target_
-    replaced = [] if target.endswith(("TrainedHere", "no_teacher")) else ["teacher=file",
-                                                                          f"teacher.path={place}/teacher"]
-    words = tiny(f"experiment={experiment}", *replaced, "data.root=bench", f"run_dir={tmp_path}/run")
-    assert rdcd_main("train", *words) == 0
-    assert rows(tmp_path / "run" / "metrics.csv")[0]["model"] == "student"
+        config = compose("train", overrides=[f"experiment={experiment}"])
+    words, target = [f"experiment={experiment}", "data.root=bench", f"run_dir={tmp_path}/run"], config.teacher._target_
+    if target.endswith("ZooTeacher"):
+        words.append(f"teacher.path={released(config.teacher.name)}")
+    elif target.endswith("TeacherFile"):
+        words += ["teacher=file", f"teacher.path={place}/teacher"]
+    if config.protocol.name == "disc_dev_knn10":  # published
+        words.append(f"student.trunk={config.student.trunk}")
+        if config.student.get("pretrained"):
+            save_file(timm.create_model(config.student.trunk).state_dict(), tmp_path / "trunk.safetensors")
+            words.append(f"student.pretrained={tmp_path}/trunk.safetensors")
+        if config.student.get("kd_dim"):
+            words.append(f"student.dim={config.student.dim or 'null'}")
+        elif config.student.trunk != "teacher":
+            words.append(f"student.dim={config.student.dim}")
+    assert rdcd_main("train", *tiny(*words)) == 0
+    table = rows(tmp_path / "run" / "metrics.csv")
+    assert table[0]["model"] == ("teacher" if config.student.trunk == "teacher" else "student")
+    if config.protocol.name == "disc_dev_knn10":
+        assert table[0]["dim"] == experiment.split("_dino")[0].split("_resnext")[0].rsplit("_", 1)[1]
+        assert {row["model"] for row in table} <= {"student", "teacher"}
 
 
 def test_sscd_without_teacher_on_a_plain_folder(place, tmp_path):

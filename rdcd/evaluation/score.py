@@ -77,7 +77,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
     Raises:
         UserError: anything wrong with the input; each message names the file and the mistake.
     """
-    references = [reference] if isinstance(reference, str | Path) else list(reference or [])
+    references = list(reference) if isinstance(reference, list | tuple) else [reference]
     for name, path in (("query", query), ("out", out), *(("reference", path) for path in references or [reference])):
         if not isinstance(path, str | Path):
             raise UserError(f"{name}={path}: expected the path of a {'folder' if name == 'out' else 'file'}")

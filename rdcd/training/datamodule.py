@@ -7,13 +7,15 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from rdcd.data.disc import Benchmark, open_benchmark, open_training
+from rdcd.data.disc import Benchmark, is_benchmark, open_training
+from rdcd.data.layouts import open_layout
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, return_freed_memory
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import default_device, picture_loader
 from rdcd.evaluation.protocols import Protocol
+from rdcd.training import collectives
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DataSettings:
         size: side of the training views, in pixels.
         test_size: side of pictures at validation, and in the student's card, in pixels; None: as `size`. Larger is
             better: random crops show things larger than whole pictures do (Touvron et al. 2019).
-        batch_size: pictures a step on one device.
+        batch_size: pictures a step, over all devices.
         workers: loader processes; None: the cores that computing leaves free, at most eight.
         pictures: use only the first so many training pictures; None: all.
 
@@ -54,7 +56,12 @@ class DataSettings:
         if self.root is None and self.synthetic is None:
             raise UserError("data.root is not set: give data.root=DIR, a benchmark or a folder of pictures")
         root = Path(self.root) if self.root is not None else Path(self.synthetic())
-        benchmark = open_benchmark(root, split=protocol.split) if (root / "images").is_dir() else None
+        if protocol.layout not in ("disc", "ndec"):
+            raise UserError(f"protocol={protocol.name} measures only: train under another, such as disc, then "
+                            f"`rdcd evaluate protocol={protocol.name} checkpoint=RUN data.root=DIR`")
+        benchmark = None
+        if protocol.layout == "ndec" or is_benchmark(root):
+            benchmark = open_layout(protocol.layout, root, split=protocol.split)
         pictures = open_training(root)
         if self.pictures is not None:
             kept = [pictures.path(i) for i in range(min(self.pictures, len(pictures)))]
@@ -89,12 +96,15 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of `collate_views`, in the order of `EpochSampler`."""
-        trainer = self.trainer
-        sampler = EpochSampler(len(self.views), batch_size=self.settings.batch_size, seed=self.seed,
-                               rank=trainer.global_rank if trainer else 0,
-                               world_size=trainer.world_size if trainer else 1)
+        trainer, world_size = self.trainer, collectives.world_size()
+        if self.settings.batch_size % world_size:
+            raise UserError(f"data.batch_size={self.settings.batch_size} is of all devices together and does not divide "
+                            f"over {world_size}: take a multiple")
+        batch_size = self.settings.batch_size // world_size
+        sampler = EpochSampler(len(self.views), batch_size=batch_size, seed=self.seed, rank=collectives.rank(),
+                               world_size=world_size)
         workers = self.settings.worker_count
-        return DataLoader(self.views, sampler=sampler, batch_size=self.settings.batch_size, num_workers=workers,
+        return DataLoader(self.views, sampler=sampler, batch_size=batch_size, num_workers=workers,
                           collate_fn=collate_views, worker_init_fn=return_freed_memory, drop_last=True,
                           persistent_workers=workers > 0,
                           pin_memory=trainer is not None and trainer.accelerator.name() == "cuda")

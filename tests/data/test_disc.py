@@ -3,8 +3,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from miniatures import make_disc, make_ndec, make_sscd
 
-from rdcd.data.disc import open_benchmark, open_training, read_edit_families
+from rdcd.data.disc import is_benchmark, open_benchmark, open_training, read_edit_families
 from rdcd.errors import UserError
 
 
@@ -106,3 +107,68 @@ def test_a_foreign_record_of_edits_is_said(root: Path, content: str) -> None:
     (root / "dev_queries.csv").write_text(content)
     with pytest.raises(UserError, match="dev_queries.csv is not the record of edits"):
         read_edit_families(root)
+
+
+def listed(folder: Path) -> list[str]:
+    """File names without extension, in the order of their paths, by a plain walk."""
+    return [path.stem for path in sorted(folder.rglob("*.jpg"))]
+
+
+def rows(path: Path) -> list[tuple[str, str]]:
+    """Pairs of a CSV that has no quotes."""
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    return [(query, reference) for query, reference in lines if reference and query != "query_id"]
+
+
+def test_official_names_with_shards(tmp_path: Path) -> None:
+    root = make_disc(tmp_path, references=6, train=4, queries=5, pairs=3, splits=("dev", "final"))
+    for split, first in (("dev", "Q00000"), ("final", "Q50000")):
+        benchmark = open_benchmark(root, split=split)
+        assert benchmark.queries.names == listed(root / "images" / f"{split}_queries")
+        assert benchmark.queries.names[0] == first and benchmark.split == split and benchmark.layout == "disc"
+        assert benchmark.references.names == listed(root / "images" / "references")
+        assert benchmark.references.names[-1] == "R050002"  # of the second shard
+        assert benchmark.background.names == listed(root / "images" / "train")
+        assert benchmark.pairs == rows(root / f"{split}_ground_truth.csv") and len(benchmark.pairs) == 3
+        assert benchmark.hard_negatives is None and benchmark.hard_negatives_from is None
+
+
+@pytest.mark.parametrize("under", ["", "images"])
+def test_sscds_names(tmp_path: Path, under: str) -> None:
+    root = make_sscd(tmp_path, references=6, train=4, queries=5, pairs=3, under=under)
+    benchmark = open_benchmark(root)
+    assert benchmark.queries.names == listed(root / under / "val_query")
+    assert benchmark.references.names == listed(root / under / "val_ref")
+    assert benchmark.background.names == listed(root / under / "training") == open_training(root).names
+    assert benchmark.pairs == rows(root / under / "val_groundtruth_matches.csv")
+    with pytest.raises(UserError, match="missing images/final_queries, final_ground_truth.csv"):
+        open_benchmark(root, split="final")
+
+
+def test_both_kinds_of_names_mixed_and_twice(tmp_path: Path) -> None:
+    root = make_sscd(tmp_path, references=6, train=4, queries=5, pairs=3)
+    shutil.copytree(root / "val_query", root / "images" / "dev_queries")
+    with pytest.raises(UserError, match="its queries under two names, .*images/dev_queries and .*val_query, and they "
+                                        "differ: keep the one that is meant"):
+        open_benchmark(root)
+    shutil.rmtree(root / "val_query")
+    assert len(open_benchmark(root).queries) == 5  # a mixture is no question
+    (root / "val_query").symlink_to(root / "images" / "dev_queries")
+    shutil.copy(root / "val_groundtruth_matches.csv", root / "dev_ground_truth.csv")
+    assert len(open_benchmark(root).pairs) == 3  # nor is one thing under two names
+    (root / "dev_ground_truth.csv").write_text("Q00000,R000001\n")
+    with pytest.raises(UserError, match="its ground truth under two names"):
+        open_benchmark(root)
+
+
+def test_training_pictures_are_never_a_benchmarks_queries(tmp_path: Path, fill) -> None:
+    root = make_disc(tmp_path / "disc", references=2, train=2, queries=2, pairs=1)
+    assert is_benchmark(root) and not is_benchmark(root / "images" / "train")
+    shutil.rmtree(root / "images" / "train")
+    with pytest.raises(UserError, match="is a benchmark without training pictures: missing images/train"):
+        open_training(root)
+    ndec = make_ndec(tmp_path / "ndec", references=2, train=3, pairs=1, hard_negatives=1, distractors=1)
+    assert open_training(ndec).names == listed(ndec / "DISC" / "images" / "train")
+    fill(tmp_path / "photos" / "training", ["a"])
+    fill(tmp_path / "photos" / "holidays", ["b"])
+    assert open_training(tmp_path / "photos").names == ["b", "a"]  # no benchmark: all of it

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rdcd.data.manifest import Manifest
+from rdcd.data.manifest import Manifest, Strings
 from rdcd.errors import UserError
 
 
@@ -54,3 +54,50 @@ def test_workers_get_one_array_and_no_list_of_objects(tmp_path: Path) -> None:
     assert not [value for value in vars(pictures).values() if isinstance(value, list | tuple | dict)]
     again = pickle.loads(pickle.dumps(pictures))
     assert again.path(999) == paths[999] and again.names == pictures.names
+
+
+def test_given_names_stand_for_file_names(tmp_path: Path) -> None:
+    paths = touch(tmp_path, "2024/IMG_1.jpg", "2025/IMG_1.jpg")
+    pictures = Manifest(tmp_path, paths, names=["2024/IMG_1", "2025/IMG_1"])
+    assert pictures.names == ["2024/IMG_1", "2025/IMG_1"]
+    assert pictures.paths_by_name() == dict(zip(pictures.names, paths, strict=True))
+    with pytest.raises(UserError, match=f"named 'a': {paths[0]} and {paths[1]}; paths without extension must be"):
+        Manifest(tmp_path, paths, names=["a", "a"])
+    with pytest.raises(ValueError, match="1 names for 2 pictures"):
+        Manifest(tmp_path, paths, names=["a"])
+
+
+def test_labelled_folders_that_lie_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "root/blocks/10/200000.jpg", "root/blocks/10/200100.png", "root/blocks/15/200000.jpg",
+          "elsewhere/deep/x.y.jpg", "elsewhere/200000.jpg")
+    folders = {"crops/15": tmp_path / "root/blocks/15", "crops/10": tmp_path / "root/blocks/10",
+               "distractors": tmp_path / "elsewhere"}
+    pictures = Manifest.of_folders(tmp_path / "root", folders)
+    expected = []
+    for label, folder in folders.items():
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = f"{label}/{path.relative_to(folder)}"
+            expected.append((name[:name.rindex(".")], path))
+    assert list(zip(pictures.names, [pictures.path(i) for i in range(5)])) == expected
+    assert pictures.names[-1] == "distractors/deep/x.y"
+    assert [pickle.loads(pickle.dumps(pictures)).path(i) for i in range(5)] == [path for _, path in expected]
+
+
+def test_labelled_folders_named_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "root/a/1.jpg", "other/2.jpg")
+    monkeypatch.chdir(tmp_path)
+    pictures = Manifest.of_folders("root", {"a": Path("root/a"), "b": Path("other")})
+    assert [pictures.path(i).resolve() for i in range(2)] == [tmp_path / "root/a/1.jpg", tmp_path / "other/2.jpg"]
+    assert Manifest(".", [Path("other/2.jpg")]).path(0) == Path("other/2.jpg")
+
+
+def test_one_name_twice_in_a_labelled_folder_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "a/1.png", "b/1.jpg")
+    with pytest.raises(UserError, match="two pictures are named 'a/1': .*paths without extension must be unique"):
+        Manifest.of_folders(tmp_path, {"a": tmp_path / "a", "b": tmp_path / "b"})
+
+
+def test_strings_are_those_put_in() -> None:
+    values = ["", "a", "é 写真", "", "b" * 300]
+    strings = Strings(values)
+    assert list(strings) == values and [strings[i] for i in range(5)] == values and len(strings) == 5

@@ -23,6 +23,7 @@ def test_workers_leave_cores_to_computing(monkeypatch):
 @pytest.mark.parametrize(("cores", "asked", "expected"), [(1, None, 1), (2, None, 1), (9, None, 4), (2, 3, 3)])
 def test_half_the_cores_compute_on_a_cpu(monkeypatch, cores, asked, expected):
     said = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(parallel, "available_cores", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", said.append)
     share_cores("cpu", threads=asked)

@@ -58,7 +58,7 @@ def expected_metrics(student, root, **options):
     return [row.metrics for row in score_descriptors(*descriptors, pairs, **options)]
 
 
-@pytest.mark.parametrize("name, value", [("algorithm", "lars"), ("lr", "abc"), ("lr", -1.0),
+@pytest.mark.parametrize("name, value", [("algorithm", "lamb"), ("lr", "abc"), ("lr", -1.0),
                                          ("momentum", None), ("weight_decay", float("nan")),
                                          ("warmup_epochs", -1), ("clip", -0.1)])
 def test_recipe_out_of_range_is_said(name, value):

@@ -35,7 +35,7 @@ def go(root, run_dir=None, *, data=None, **changes):
     data = DataSettings(**{"root": str(root), "size": 32, "batch_size": 8, "workers": 0} | (data or {}))
     values = {"student": partial(Student, trunk="test_efficientnet", dim=8, kd_dim=None),
               "loss": partial(RDCD, queue_size=40), "augment": RECIPE, "protocol": Protocol(),
-              "trainer": settings(), "teacher": here(), "name": "tiny",
+              "trainer": settings(), "teacher": here(), "name": "tiny", "baselines": ["untrained"],
               "logger": {"csv": partial(CSVLogger, name="csv")}}
     return train(data=data, run_dir=run_dir and str(run_dir), **values | changes)
 

@@ -1,0 +1,178 @@
+"""One network trained into a folder: the Lightning trainer, its settings and callbacks."""
+
+import logging
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from rdcd import provenance
+from rdcd.data.disc import Benchmark
+from rdcd.data.manifest import Manifest
+from rdcd.data.views import Augment
+from rdcd.errors import UserError, check_number
+from rdcd.evaluation.extract import default_device
+from rdcd.evaluation.protocols import Protocol
+from rdcd.models.student import Student, parameter_count
+from rdcd.models.weights import read_checkpoint, save_student
+from rdcd.training import collectives
+from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable
+from rdcd.training.console import Console, Ledger
+from rdcd.training.datamodule import DataModule, DataSettings
+from rdcd.training.module import CopyDetection, Optimization
+from rdcd.training.objectives import RDCD
+
+LICENCE = "of the training pictures and the teacher's weights"
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Length and numerics of a run.
+
+    Args:
+        epochs: passes over the training pictures.
+        optimization: learning rate and its like.
+        validate_every: epochs between validations; 0: none.
+        log_every: steps between log lines.
+        precision: Lightning's, `32-true`, `bf16-mixed` or `16-mixed`.
+        accelerator: Lightning's, `auto`, `cpu` or `gpu`.
+        channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
+        threads: torch's compute threads on a CPU; None: half the cores, loader workers have the others.
+        devices: processes on each machine, as torchrun starts them, one a GPU.
+        nodes: machines.
+        sync_batchnorm: BatchNorm statistics over the GPUs of all processes; without GPUs each has its own.
+    """
+
+    epochs: int = 100
+    optimization: Optimization = field(default_factory=Optimization)
+    validate_every: int = 5
+    log_every: int = 10
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    channels_last: bool | None = None
+    threads: int | None = None
+    devices: int = 1
+    nodes: int = 1
+    sync_batchnorm: bool = True
+
+    def __post_init__(self) -> None:
+        check_number("trainer.devices", self.devices, 1)
+        check_number("trainer.nodes", self.nodes, 1)
+        check_number("trainer.epochs", self.epochs, 1)
+        check_number("trainer.validate_every", self.validate_every, 0)
+        check_number("trainer.log_every", self.log_every, 1)
+        check_number("trainer.threads", self.threads, 1, null="half the cores")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share."""
+
+    folder: Path
+    seed: int
+    root: Path
+    pictures: Manifest
+    benchmark: Benchmark | None
+    augment: Augment
+    protocol: Protocol
+    logger: dict[str, Callable[..., Logger]]
+    resume: bool
+
+
+def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, settings: TrainerSettings,
+         data: DataSettings, *, label: str, size: int, card: dict) -> Path:
+    """Train one network into `folder`; return its weights file."""
+    modules = DataModule(run.pictures, run.augment, settings=data, protocol=run.protocol,
+                         benchmark=run.benchmark if settings.validate_every else None, validation_size=size,
+                         seed=run.seed)
+    steps = len(modules.train_dataloader())
+    print(f"{label}: {student.architecture['trunk']}, {parameter_count(student) / 1e6:.2f} M parameters, "
+          f"{student.dim}-d; {len(run.pictures)} pictures, {settings.epochs} epochs of {steps} steps of "
+          f"{data.batch_size}, {data.size} px", flush=True)
+    about = {"label": label, "epochs": settings.epochs, "steps": settings.epochs * steps, "batch_size": data.batch_size,
+             "view_size": data.size, "pictures": len(run.pictures), "lr": settings.optimization.lr, "seed": run.seed,
+             "objective": type(objective).__name__}
+    card = {"architecture": student.architecture, "training": about | card, "licence": LICENCE,
+            "preprocessing": {"resize": run.protocol.resize or "square", "size": size}}
+    module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
+                           epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
+                           benchmark=modules.benchmark, protocol=run.protocol,
+                           channels_last=_channels_last(settings, student))
+    last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
+                           save_on_train_epoch_end=True)  # else only where validation ran
+    ledger = f"bad_files-{collectives.rank()}.csv" if collectives.rank() else "bad_files.csv"
+    callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / ledger)]
+    if modules.benchmark is not None:
+        monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode="max",
+                                         enable_version_counter=False))
+    callbacks.append(last)  # after the best, whose score it keeps
+    _quiet()
+    try:
+        lightning = pl.Trainer(
+            plugins=[AtomicCheckpointIO()], max_epochs=settings.epochs,
+            accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
+            strategy=_strategy(objective), sync_batchnorm=settings.sync_batchnorm and device_of(settings) == "cuda",
+            precision=settings.precision,
+            gradient_clip_val=settings.optimization.clip,
+            logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
+            log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
+            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False)
+    except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
+        raise UserError(f"trainer.precision={settings.precision}, trainer.accelerator={settings.accelerator}: "
+                        f"{error}") from error
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if resuming := run.resume and checkpoint.is_file():
+        check_resumable(read_checkpoint(checkpoint), module, path=checkpoint)
+        print(f"{label}: continuing from {checkpoint}")
+    try:
+        lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    if collectives.rank() == 0:
+        save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
+                     card={k: v for k, v in card.items() if k in ("training", "licence")}
+                     | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
+                                                            device=device_of(settings))})
+    collectives.first_says(None)  # the file is there for all
+    return folder / "student.safetensors"
+
+
+def _strategy(objective: torch.nn.Module) -> str | DDPStrategy:
+    """Return Lightning's strategy: with several processes, queues and statistics stay each one's own, equal copies."""
+    if collectives.world_size() == 1:
+        return "auto"
+    idle = isinstance(objective, RDCD) and not objective.contrastive_weight  # nothing reaches the projector
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=idle)
+
+
+def _channels_last(settings: TrainerSettings, student: Student) -> bool:
+    if settings.channels_last is not None:
+        return settings.channels_last
+    return not (device_of(settings) == "cpu" and student.architecture["trunk"].startswith("fastvit"))
+
+
+def device_of(settings: TrainerSettings) -> str:
+    return "cpu" if settings.accelerator == "cpu" else default_device()
+
+
+def _quiet() -> None:
+    """Silence what Lightning says to everyone: advertisements, absent accelerators, its own deprecations."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,299 @@
+"""`rdcd check-data`: what is whole passes, what is not is named, and own data may have any size."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from miniatures import make_cd10k, make_disc, make_ndec, make_pairs, make_sscd, scene
+
+from rdcd import cli
+from rdcd.data import check_parts, official
+from rdcd.data.check import check_data
+from rdcd.data.images import find_images
+from rdcd.data.layouts import LAYOUTS, open_layout
+from rdcd.data.official import Ids
+from rdcd.data.scan import scan
+from rdcd.errors import UserError
+
+SMALL = {"references": 6, "train": 4, "pairs": 3}
+MAKERS = {"disc": lambda root: make_disc(root, **SMALL, queries=5),
+          "ndec": lambda root: make_ndec(root, **SMALL, hard_negatives=2, distractors=2),
+          "cd10k": lambda root: make_cd10k(root, originals=2, strong=3, distractors=3, train=2),
+          "pairs": lambda root: make_pairs(root, pictures=5, pairs=3, distractors=2, background=2)}
+
+
+def failures(root: Path, out: Path | None = None, **options) -> dict[str, dict]:
+    """Check → its record, of the checks that fail; the verdict of the whole is theirs."""
+    out = out or root.parent / f"{root.name}-checks.json"
+    try:
+        checks = check_data(root=root, out=out, **options)
+    except UserError as error:
+        record = json.loads(out.read_text())
+        failed = {check["check"]: check for check in record["checks"] if check["verdict"] == "FAILED"}
+        assert f"{len(failed)} of {len(record['checks'])} checks of {root} failed: {', '.join(failed)};" in str(error)
+        assert len(failed) == record["failed"] > 0 and all(check["advice"] for check in failed.values())
+        return failed
+    assert all(check.verdict != "FAILED" for check in checks)
+    return {}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_whole_miniature_passes_in_every_layout(tmp_path: Path, layout: str,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    root = MAKERS[layout](tmp_path / "root")
+    checks = {check.check: check for check in check_data(root=root, layout=layout)}
+    said = capsys.readouterr().out
+    assert f"layout={layout}" in said and "FAILED" not in said
+    for check in checks.values():
+        assert check.verdict == "ok" or "another size" in check.advice or check.check == "hard negatives", check
+    if layout != "pairs":
+        assert any(check.verdict == "note" for check in checks.values())
+        assert "compare with each other, not with published ones" in said
+
+
+def test_sscds_names_pass_too(tmp_path: Path) -> None:
+    root = make_sscd(tmp_path / "root", **SMALL, queries=5, under="images")
+    assert failures(root) == {}
+    found = {check.check: check.found for check in check_data(root=root)}
+    assert found["references: pictures"] == "6 in images/val_ref"
+    assert set(failures(root, split="final")) == {"ground truth", "queries: pictures"}
+
+
+def test_what_this_project_makes_passes(benchmark_root: Path, tmp_path: Path) -> None:
+    assert failures(benchmark_root, out=tmp_path / "checks.json") == {}
+
+
+def test_the_file_says_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = MAKERS["disc"](tmp_path / "root")
+    (root / "images" / "dev_queries" / "Q00004.jpg").write_bytes(b"")
+    failed = failures(root, out=tmp_path / "new" / "checks.json", samples=0)
+    assert set(failed) == {"queries: files"} and "Q00004.jpg (empty)" in failed["queries: files"]["found"]
+    record = json.loads((tmp_path / "new" / "checks.json").read_text())
+    assert (record["root"], record["layout"], record["split"]) == (str(root), "disc", "dev")
+    assert record["provenance"]["seed"] == 0 and "versions" in record["provenance"]
+    said = capsys.readouterr().out
+    for check in record["checks"]:
+        assert check["check"] in said and check["advice"] in said
+
+
+BREAKS: dict[str, dict[str, Callable[[Path], object]]] = {
+    "disc": {
+        "references: pictures": lambda root: shutil.rmtree(root / "images" / "references"),
+        "train: pictures": lambda root: [path.unlink() for path in (root / "images/train").rglob("*.jpg")],
+        "references: names": lambda root: shutil.copy(root / "images/references/refs_50k_0/R000000.jpg",
+                                                      root / "images/references/R000000.jpg"),
+        "queries: decoding": lambda root: (root / "images/dev_queries/Q00002.jpg").write_bytes(b"no picture"),
+        "train: files": lambda root: (root / "images/train/T9.jpg").symlink_to(root / "nowhere"),
+        "ground truth": lambda root: (root / "dev_ground_truth.csv").write_text("Q00000,R000000\nQ00000,R000000\n"),
+        "ground truth: queries": lambda root: (root / "dev_ground_truth.csv").write_text("Q00009,R000000\n"),
+        "ground truth: references": lambda root: (root / "dev_ground_truth.csv").write_text("Q00000,R000009\n"),
+    },
+    "ndec": {
+        "queries: pictures": lambda root: shutil.rmtree(root / "NDEC_test_query"),
+        "hard negatives": lambda root: (root / "hard_negatives.csv").write_text("Q00000\n"),
+        "ground truth": lambda root: (root / "public_ground_truth_h5.csv").unlink(),
+    },
+    "cd10k": {
+        "copydays: blocks": lambda root: shutil.rmtree(root / "jpegqual" / "8"),
+        "distractors: pictures": lambda root: shutil.rmtree(root / "distractors"),
+        "copydays: names": lambda root: shutil.copy(root / "crops/10/200000.jpg", root / "crops/10/200000.png"),
+        "ground truth": lambda root: (root / "strong/200001.jpg").rename(root / "strong/900001.jpg"),
+    },
+    "pairs": {
+        "ground truth": lambda root: (root / "2024" / "photo0.jpg").unlink(),
+        "folder: pictures": lambda root: [path.unlink() for path in root.rglob("*.jpg")],
+    },
+}
+STILL_OPEN = {"queries: decoding", "train: files"}  # an evaluation counts unreadable pictures as not found
+
+
+@pytest.mark.parametrize(("layout", "check"), [(layout, check) for layout in BREAKS for check in BREAKS[layout]])
+def test_every_break_is_named_and_a_benchmark_that_does_not_open_fails(tmp_path: Path, layout: str,
+                                                                       check: str) -> None:
+    root = MAKERS[layout](tmp_path / "root")
+    BREAKS[layout][check](root)
+    assert check in failures(root, layout=layout)
+    if check not in STILL_OPEN:
+        with pytest.raises(UserError):
+            open_layout(layout, root)
+
+
+def test_a_plain_folder(tmp_path: Path, fill, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "photos" / "a", ["1", "2"])
+    fill(tmp_path / "photos" / "b", ["3"])
+    assert failures(tmp_path / "photos", layout="folder") == {}
+    fill(tmp_path / "photos" / "c", ["2"], bad=("2",))
+    failed = failures(tmp_path / "photos", layout="folder")
+    assert set(failed) == {"folder: names", "folder: decoding"}
+    assert "2 in " in failed["folder: names"]["found"]
+    assert "UnidentifiedImageError" in failed["folder: decoding"]["found"]
+    capsys.readouterr()
+    assert "layout" in failures(tmp_path / "photos")  # not in the DISC layout
+    assert "or folder for pictures to train on" in capsys.readouterr().out
+
+
+def test_archives_that_were_not_unpacked_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for shard in range(3):
+        (tmp_path / "photos" / f"train_50k_{shard}.zip").write_bytes(b"zip")
+    failed = failures(tmp_path / "photos", layout="folder")["folder: pictures"]
+    assert "0 in" in failed["found"] and "beside 3 .zip" in failed["found"] and "unpack" in failed["advice"]
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The published dataset whole, were it of 20 references in shards of 5, 10 training pictures and 8 queries."""
+    monkeypatch.setattr(official, "REFERENCES", Ids("R", 6, 0, 20))
+    monkeypatch.setattr(official, "TRAIN", Ids("T", 6, 0, 10))
+    monkeypatch.setattr(official, "QUERIES", {"dev": Ids("Q", 5, 0, 8), "final": Ids("Q", 5, 50_000, 8)})
+    monkeypatch.setattr(official, "PAIRS", {"dev": {8: 4, 4: 2}, "final": {8: 4}})
+    monkeypatch.setattr(check_parts, "SHARD", 5)
+    root = tmp_path / "root"
+    parts = (("references", "R", 6, 20), ("train", "T", 6, 10), ("dev_queries", "Q", 5, 8))
+    for folder, letter, digits, count in parts:
+        (root / "images" / folder).mkdir(parents=True)
+        for i in range(count):
+            scene(i, 16).save(root / "images" / folder / f"{letter}{i:0{digits}d}.jpg")
+    (root / "dev_ground_truth.csv").write_text("".join(f"Q0000{i},R0000{i:02d}\n" for i in range(4)))
+    return root
+
+
+def test_the_published_dataset_passes_without_a_note(published: Path) -> None:
+    assert {check.verdict for check in check_data(root=published)} == {"ok"}
+
+
+def test_what_the_published_dataset_lacks_is_said_by_shard(published: Path) -> None:
+    for i in (5, 6, 7, 8, 9, 17):
+        (published / "images" / "references" / f"R{i:06d}.jpg").unlink()
+    failed = failures(published)
+    assert set(failed) == {"references: pictures", "references: ids"}
+    assert failed["references: pictures"]["expected"] == "20"
+    assert failed["references: pictures"]["found"] == "14 in images/references"
+    assert failed["references: ids"]["found"] == ("6 missing: R000005, R000006, R000007, …; by shard "
+                                                  "1 (R000005 on): all, 3 (R000015 on): 1")
+    assert "https://ai.meta.com/datasets/disc21-dataset/" in failed["references: ids"]["advice"]
+
+
+def test_own_data_under_published_names_may_have_any_size(published: Path) -> None:
+    for i in range(4, 20):
+        (published / "images" / "references" / f"R{i:06d}.jpg").unlink()
+    for i in range(3, 10):
+        (published / "images" / "train" / f"T{i:06d}.jpg").unlink()
+    (published / "benchmark.json").write_text("{}")  # make-benchmark's
+    assert failures(published) == {}
+    (published / "benchmark.json").unlink()  # eight queries make it look like the published one
+    assert {"references: ids", "train: ids"} <= set(failures(published))
+
+
+def test_the_first_half_of_the_queries_has_pairs_of_its_own(published: Path) -> None:
+    for i in range(4, 8):
+        (published / "images" / "dev_queries" / f"Q0000{i}.jpg").unlink()
+    failed = failures(published)
+    assert set(failed) == {"ground truth: pairs"} and failed["ground truth: pairs"]["expected"] == "2"
+    (published / "dev_ground_truth.csv").write_text("Q00000,R000000\nQ00003,R000001\n")
+    assert failures(published) == {}
+
+
+def test_queries_of_the_other_split_are_seen(published: Path) -> None:
+    for i in range(8):
+        path = published / "images" / "dev_queries" / f"Q0000{i}.jpg"
+        path.rename(path.with_name(f"Q5000{i}.jpg"))
+    failed = failures(published)["queries: ids"]
+    assert "8 missing" in failed["found"] and "8 of another form: Q50000" in failed["found"]
+    assert failed["expected"] == "Q00000 – Q00007"
+
+
+def test_published_copydays_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = MAKERS["cd10k"](tmp_path / "root")
+    sizes = {block: 3 if block == "strong" else 2 for block in official.COPYDAYS}
+    monkeypatch.setattr(official, "COPYDAYS", sizes)
+    monkeypatch.setattr(official, "DISTRACTORS", 4)
+    assert set(failures(root, layout="cd10k")) == {"distractors: pictures"}
+    monkeypatch.setattr(official, "DISTRACTORS", 3)
+    shutil.rmtree(root / "train")
+    assert failures(root, layout="cd10k") == {}  # whitening can be done without
+    (root / "crops" / "10" / "200100.jpg").unlink()
+    failed = failures(root, layout="cd10k")
+    assert set(failed) == {"copydays: pictures", "copydays: blocks"}
+    assert failed["copydays: blocks"]["found"] == "crops/10 1"
+
+
+def test_published_ndec_counts_its_hard_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_ndec(tmp_path / "root", **SMALL, hard_negatives=2, distractors=2)
+    monkeypatch.setattr(official, "NDEC_QUERIES", 7)
+    monkeypatch.setattr(official, "NDEC_HARD_NEGATIVES", 2)
+    monkeypatch.setattr(official, "REFERENCES", Ids("R", 6, 0, 1_000_000))
+    found = {check["check"]: check for check in failures(root, layout="ndec").values()}
+    assert "hard negatives" not in found  # four by the ground truth: a note, as no list says otherwise
+    (root / "hard_negatives.csv").write_text("Q00005\n")
+    assert failures(root, layout="ndec")["hard negatives"]["found"] == "1 (hard_negatives.csv)"
+    (root / "hard_negatives.csv").write_text("Q00005\nQ00006\n")
+    assert "hard negatives" not in failures(root, layout="ndec")
+
+
+def test_a_scan_sees_what_a_listing_sees(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "root" / "b", ["x.1", "y"])
+    fill(tmp_path / "root" / "a" / "deep", ["z", ".hidden"])
+    fill(tmp_path / "linked", ["w"])
+    (tmp_path / "root" / "c").symlink_to(tmp_path / "linked")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "notes.txt").write_text("no picture")
+    (tmp_path / "root" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    found = scan({"": tmp_path / "root"}, samples=99, wanted=["z", "w", "nobody"])
+    assert found.sample == find_images(tmp_path / "root") and found.count == 5
+    assert found.absent == {"nobody"} and found.others == {".txt": 1}
+    assert str(found.unusable) == rf"{tmp_path}/root/caf\xe9.png (its name is not UTF-8)"
+
+
+def test_the_sample_is_of_seed_and_paths_alone(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "one", [f"p{i}" for i in range(30)])
+    fill(tmp_path / "other", [f"p{i}" for i in reversed(range(30))])
+
+    def names(folder: str, seed: int) -> list[str]:
+        return [path.name for path in scan({"": tmp_path / folder}, samples=5, seed=seed).sample]
+
+    assert names("one", 0) == names("other", 0) != names("one", 1) and len(set(names("one", 0))) == 5
+    assert set(names("one", 0)) < {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_names_are_those_of_a_manifest(tmp_path: Path) -> None:
+    root = MAKERS["cd10k"](tmp_path)
+    benchmark = open_layout("cd10k", root)
+    folders = {name: root / name for name in ("original", "distractors")}
+    assert scan(folders, wanted=benchmark.references.names).absent == set()
+
+
+@pytest.mark.parametrize("ids", [Ids("R", 6, 0, 1_000_000), Ids("Q", 5, 50_000, 50_000)])
+def test_numbered_names(ids: Ids) -> None:
+    for place in (0, 7, ids.count - 1):
+        name = f"{ids.letter}{ids.first + place:0{ids.digits}d}"
+        assert ids.name(place) == name and ids.place(name) == place
+    for name in ("", "R", "Q00000", "Q100000", "R0000001", "T000001", "R00000a", "R0000٣٣", "r000001"):
+        assert ids.place(name) is None
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"layout": "coco"}, "layout='coco': expected one of disc, ndec, cd10k, pairs, folder"),
+    ({"layout": "folder", "split": "final"}, "split=final says nothing about layout=folder"),
+    ({"split": "test"}, "split='test': expected one of dev, final"),
+    ({"samples": -1}, "samples=-1"), ({"seed": 0.5}, "seed=0.5"),
+    ({"root": "nowhere"}, "root=nowhere: no such folder")])
+def test_arguments_that_are_not_understood(tmp_path: Path, options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_data(**{"root": tmp_path, **options})
+
+
+def test_the_command_exits_with_2_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    root = MAKERS["disc"](tmp_path / "root")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rdcd"])
+    assert cli.main(["check-data", f"root={root}", "samples=2"]) == 0
+    shutil.rmtree(root / "images" / "train")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["check-data", f"root={root}", "samples=2"])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "train: pictures" in said.out and "1 of " in said.err

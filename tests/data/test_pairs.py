@@ -1,0 +1,114 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from miniatures import make_pairs
+
+from rdcd.data.layouts import open_layout
+from rdcd.data.pairs import open_pairs
+from rdcd.errors import UserError
+
+
+@pytest.fixture
+def photos(fill, tmp_path: Path) -> Path:
+    """Six pictures in two folders; two share a name."""
+    fill(tmp_path / "photos" / "2024", ["IMG_1", "IMG_2", "IMG_3"])
+    fill(tmp_path / "photos" / "2025", ["IMG_1", "beach"])
+    fill(tmp_path / "photos", ["sea.v2"])
+    return tmp_path / "photos"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "known.csv"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_queries_are_the_first_column_and_references_the_rest(tmp_path: Path, apart: bool) -> None:
+    root = make_pairs(tmp_path, pictures=7, pairs=3, distractors=2, background=4, apart=apart)
+    benchmark = open_pairs(str(root))
+    assert benchmark.layout == "pairs" and benchmark.split == "all" and benchmark.root == root
+    assert benchmark.queries.names == [f"repost{i}" for i in range(5)]  # two of them distractors
+    assert benchmark.references.names == [f"photo{i}" for i in range(7)]
+    assert benchmark.pairs == [(f"repost{i}", f"photo{i}") for i in range(3)]
+    assert benchmark.background.names == [f"other{i}" for i in range(4)]
+    shutil.rmtree(root / "background")
+    assert open_pairs(root).background is None
+
+
+def test_a_csv_and_a_background_of_other_places(tmp_path: Path, fill) -> None:
+    root = make_pairs(tmp_path / "root", pictures=4, pairs=2, distractors=0, background=2)
+    table = (root / "pairs.csv").rename(tmp_path / "known.csv")
+    with pytest.raises(UserError, match=r"no file .*pairs.csv of known copies \(in .*: 2024, background\).*pairs=FILE"):
+        open_pairs(root)
+    fill(tmp_path / "elsewhere", ["x"])
+    benchmark = open_pairs(root, pairs=table, background=tmp_path / "elsewhere")
+    assert benchmark.background.names == ["x"]
+    assert benchmark.references.names == ["photo0", "photo1", "photo2", "photo3", "other0", "other1"]
+    inside = open_pairs(root, pairs=table, background=root / "background")  # below the root: no reference
+    assert inside.references.names == ["photo0", "photo1", "photo2", "photo3"]
+
+
+def test_ids_are_names_with_or_without_extension_or_paths(photos: Path) -> None:
+    table = written(photos.parent, "query_id,reference_id\nbeach,IMG_2\nIMG_3.png,2024/IMG_1\nsea.v2,2025/IMG_1.png\n")
+    benchmark = open_pairs(photos, pairs=table)
+    assert benchmark.pairs == [("2025/beach", "2024/IMG_2"), ("2024/IMG_3", "2024/IMG_1"), ("sea.v2", "2025/IMG_1")]
+    assert benchmark.references.names == ["2024/IMG_1", "2024/IMG_2", "2025/IMG_1"]  # paths, as names repeat
+    for name, path in benchmark.references.paths_by_name().items():
+        assert path == photos / f"{name}.png"
+    (photos / "2025" / "IMG_1.png").unlink()
+    table = written(photos.parent, "beach.png,./2024/IMG_2.png\nsea.v2,IMG_1\n")
+    assert open_pairs(photos, pairs=table).pairs == [("beach", "IMG_2"), ("sea.v2", "IMG_1")]
+
+
+def test_ids_in_folders_of_their_own(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "queries", ["a", "b"])
+    fill(tmp_path / "references", ["a", "c"])  # the same name in both is no question
+    (tmp_path / "pairs.csv").write_text("a,a\nqueries/b.png,references/c\n")
+    benchmark = open_layout("pairs", tmp_path)
+    assert benchmark.pairs == [("a", "a"), ("b", "c")]
+    assert benchmark.queries.path(0) == tmp_path / "queries" / "a.png"
+
+
+def test_every_picture_of_a_query_folder_is_a_query(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "queries", ["a", "b", "not named"])
+    fill(tmp_path / "references", ["c"])
+    (tmp_path / "pairs.csv").write_text("a,c\n")
+    assert open_pairs(tmp_path).queries.names == ["a", "b", "not named"]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("beach,IMG_1\n", r"IMG_1 may be 2024/IMG_1.png or 2025/IMG_1.png: .*such as ./2024/IMG_1.png"),
+    ("beach,IMG_7\nsea.v2,IMG_2\n", r"names 1 of 2 ids that are no picture under .*such as IMG_7 \(there: IMG_1.png"),
+    ("beach,2025/IMG_2\n", "names 1 of 1 ids that are no picture .*such as 2025/IMG_2"),
+    ("beach,IMG_2\nIMG_2,IMG_3\n", r"1 pictures are a query on one line and a reference on another, such as "
+                                   r"2024/IMG_2.png: .*folders queries and references"),
+    ("beach,IMG_2\nbeach.png,2024/IMG_2\n", "pair 2025/beach,2024/IMG_2 twice"),
+    ("beach,\n", "gives no pair"),
+    ("beach,IMG_2,0.5\n", "line 1: 3 columns")])
+def test_a_wrong_csv_is_said(photos: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_pairs(photos, pairs=written(photos.parent, text))
+
+
+def test_a_root_that_says_half_is_refused(photos: Path, fill) -> None:
+    table = written(photos.parent, "beach,IMG_2\n")
+    fill(photos / "queries", ["q"])
+    with pytest.raises(UserError, match="has a folder queries but not the other of queries and references"):
+        open_pairs(photos, pairs=table)
+    with pytest.raises(UserError, match="background=.*/photos holds .*/photos itself"):
+        open_pairs(photos, pairs=table, background=photos)
+    with pytest.raises(UserError, match="no such folder"):
+        open_pairs(photos / "none", pairs=table)
+
+
+@pytest.mark.parametrize(("layout", "options", "said"), [
+    ("coco", {}, "layout='coco': expected one of disc, ndec, cd10k, pairs"),
+    ("ndec", {"split": "final"}, "split=final says nothing about layout=ndec: .*for layout=disc"),
+    ("disc", {"pairs": "x.csv"}, "pairs=x.csv says nothing about layout=disc"),
+    ("pairs", {"distractors": "d"}, "distractors=d says nothing about layout=pairs: .*for layout=cd10k"),
+    ("disc", {"background": "d"}, "background=d .*for layout=cd10k or pairs")])
+def test_options_of_other_layouts_are_refused(tmp_path: Path, layout: str, options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_layout(layout, tmp_path, **options)
