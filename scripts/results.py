@@ -55,8 +55,9 @@ def compared(selections: list[str]) -> str:
         content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for row in content["differences"]:
             if row["score_norm"]:
-                lines.append(f"| {name} | {row['model']} − {row['other']} | `{row['codec']}` | {100 * row['uAP']:+.1f} | "
-                             f"{100 * row['uAP_low']:+.1f} … {100 * row['uAP_high']:+.1f} |")
+                difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("uAP", "uAP_low", "uAP_high"))
+                lines.append(f"| {name} | {row['model']} − {row['other']} | `{row['codec']}` | {difference} | "
+                             f"{low} … {high} |")
     return "\n".join(lines) + "\n"
 
 

@@ -207,8 +207,8 @@ def test_two_students_are_compared_on_the_same_resamples(tmp_path, capsys):
     table = rows("out/metrics.csv")
     value = {(row["model"], row["codec"], row["score_norm"]): float(row["uAP"]) for row in table}
     for row in compared:
-        key = row["codec"], row["score_norm"]
-        assert float(row["uAP"]) == pytest.approx(value["s0", *key] - value[row["other"], *key], abs=1e-12)
+        first, other = (value[name, row["codec"], row["score_norm"]] for name in ("s0", row["other"]))
+        assert float(row["uAP"]) == pytest.approx(first - other, abs=1e-12)
         assert float(row["uAP_low"]) <= float(row["uAP_high"])
     assert json.loads(Path("out/metrics.json").read_text())["differences"][0]["other"] == "s1"
     assert "paired differences" in capsys.readouterr().out

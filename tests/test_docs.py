@@ -72,8 +72,8 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
     for name, make in (("ndec", make_ndec), ("cd10k", make_cd10k), ("mine", make_pairs)):
         make(place / name)
     places = {"DIR": "photos", "DIR2": "more", "ROOT": "root", "PHOTOS": "benchmark", "TRUNK": "trunk.safetensors",
-              "RUN": "run", "TEACHER_RUN": "run", "AUTHORS_CKPT": "authors.ckpt", "SSCD_FILE": "sscd.pt", "NDEC": "ndec",
-              "CD10K": "cd10k", "PHOTOS_DIR": "mine", "PAIRS_CSV": "mine/pairs.csv"}
+              "RUN": "run", "TEACHER_RUN": "run", "AUTHORS_CKPT": "authors.ckpt", "SSCD_FILE": "sscd.pt",
+              "NDEC": "ndec", "CD10K": "cd10k", "PHOTOS_DIR": "mine", "PAIRS_CSV": "mine/pairs.csv"}
     environment = os.environ | {"RDCD_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = []

@@ -83,7 +83,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
             models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
         else:
             name = Path(item).stem
-            if sum(Path(other).stem == name for other in wanted if not is_named(other)) > 1:  # their folders tell them apart
+            if sum(Path(other).stem == name for other in wanted if not is_named(other)) > 1:  # folders tell them apart
                 name = f"{Path(item).parent.name} {name}"
             models[name if name not in models else str(item)] = Path(item)
     roots = [data.root] if data.root else sorted({read_run(run)["data_root"] for run in runs})
@@ -169,7 +169,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     console.print(metrics_table(shown, title=record["protocol"]))
     if compared:
         write_table(out / "differences.csv", compared)
-        console.print(metrics_table(compared, title="paired differences, percentage points [95 % interval over queries]"))
+        console.print(metrics_table(compared, title="paired differences, points [95 % interval over queries]"))
     ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
     ledger.unlink(missing_ok=True)
     if bad:

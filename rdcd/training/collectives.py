@@ -6,6 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
 from rdcd.errors import UserError
 
 
@@ -22,8 +23,9 @@ def start(*, devices: int, nodes: int, device: str) -> None:
     """
     wanted, started = devices * nodes, int(os.environ.get("WORLD_SIZE", 1))
     if wanted != started:
-        many = f"--nnodes {nodes} --rdzv_backend c10d --rdzv_endpoint HOST:29500 " if nodes > 1 else "--standalone "
-        command = f"torchrun {many}--nproc_per_node {devices} -m rdcd train …" if wanted > 1 else "python -m rdcd train …"
+        many = f"--nnodes {nodes} --rdzv_backend c10d --rdzv_endpoint HOST:29500" if nodes > 1 else "--standalone"
+        launcher = f"torchrun {many} --nproc_per_node {devices}" if wanted > 1 else "python"
+        command = f"{launcher} -m rdcd train …"
         raise UserError(f"trainer.devices={devices} and trainer.nodes={nodes} make {wanted} processes, {started} "
                         f"{'was' if started == 1 else 'were'} started: run `{command}`"
                         + (", or `sh train.sh …`, which does so" if nodes == 1 and wanted > 1 else ""))

@@ -98,8 +98,8 @@ class DataModule(pl.LightningDataModule):
         """Batches of `collate_views`, in the order of `EpochSampler`."""
         trainer, world_size = self.trainer, collectives.world_size()
         if self.settings.batch_size % world_size:
-            raise UserError(f"data.batch_size={self.settings.batch_size} is of all devices together and does not divide "
-                            f"over {world_size}: take a multiple")
+            raise UserError(f"data.batch_size={self.settings.batch_size} is of all devices together and does not "
+                            f"divide over {world_size}: take a multiple")
         batch_size = self.settings.batch_size // world_size
         sampler = EpochSampler(len(self.views), batch_size=batch_size, seed=self.seed, rank=collectives.rank(),
                                world_size=world_size)

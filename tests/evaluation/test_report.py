@@ -13,11 +13,11 @@ from report_samples import HOSTILE, make_matches, make_result
 
 from rdcd.errors import UserError
 from rdcd.evaluation import plots
-from rdcd.evaluation.cases import NO_EDIT, ModelResult
-from rdcd.evaluation.metrics import Metrics, evaluate_matches
 from rdcd.evaluation.bootstrap import QueryBootstrap
+from rdcd.evaluation.cases import NO_EDIT, ModelResult
 from rdcd.evaluation.copydays import CopydaysMetrics
 from rdcd.evaluation.differences import differences
+from rdcd.evaluation.metrics import Metrics, evaluate_matches
 from rdcd.evaluation.report import write_report
 from rdcd.evaluation.report_gallery import SHOWN
 from rdcd.evaluation.score import ScoreRow
@@ -271,7 +271,8 @@ def test_intervals_and_differences_are_shown(tmp_path):
     samples = results[0].rows[0].samples["uAP"]
     low, high = np.quantile(samples, (0.025, 0.975))
     assert f"{100 * low:.1f}–{100 * high:.1f}" in page.text
-    assert f"{100 * rows[0]['uAP']:+.2f} {100 * rows[0]['uAP_low']:+.1f} … {100 * rows[0]['uAP_high']:+.1f}" in page.text
+    difference, low, high = (100 * rows[0][key] for key in ("uAP", "uAP_low", "uAP_high"))
+    assert f"{difference:+.2f} {low:+.1f} … {high:+.1f}" in page.text
     assert "Compared" in page.text and "differences" in page.ids
     assert "Compared" not in render(tmp_path, results=results[:1], pairs=pairs)
 
