@@ -123,7 +123,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     Raises:
         UserError: weights that cannot be loaded, or a benchmark whose files disagree.
     """
-    results, rows, weights, sizes, resizes = [], [], {}, {}, {}
+    results, rows, weights, sizes, resizes, trained = [], [], {}, {}, {}, {}
     folders: set[str] = set()
     bad: list[BadImage] = []
     roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
@@ -148,6 +148,8 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
+        if made := card.get("provenance"):
+            trained[name] = {key: made.get(key) for key in ("command", "git_commit", "seed", "written")}
     results, first = comparable(results), next(iter(models))
     compared = differences(results)
     record = provenance(seed=seed, device=device, protocol=protocol.describe(sizes[first], resizes[first]),
@@ -155,7 +157,7 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     record |= {"benchmark": {"root": str(benchmark.root), "queries": len(benchmark.queries),
                              "references": len(benchmark.references), "background": len(roles.get("background", ())),
                              "pairs": len(benchmark.pairs), "hard_negatives_from": benchmark.hard_negatives_from},
-               "bootstrap": protocol.bootstrap, "sizes": sizes, "resizes": resizes}
+               "bootstrap": protocol.bootstrap, "sizes": sizes, "resizes": resizes, "trained": trained}
     write_metrics(out, rows, record, differences=compared)
     write_report(out / "report.html", title=title, protocol=record["protocol"], results=results,
                  pairs=benchmark.pairs, image_path=benchmark.references.paths_by_name().get,
