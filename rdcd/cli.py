@@ -34,7 +34,7 @@ def commands() -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit code (0 done, 2 a mistake in the input)."""
+    """Run the command line; return the exit code (0 done, 1 checks failed, 2 a mistake in the input)."""
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help", "help"):
@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"no command {command!r}: expected one of {', '.join(known)}"
                      + _did_you_mean(command, known) + "; `rdcd --help` describes them")
     if "-h" in overrides or "--help" in overrides:
-        return _say(_help(command, known[command]))
+        return _say(_help(command, known[command], overrides))
     try:
         return _run(command, overrides)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), error.code)
     except KeyboardInterrupt:
         print("\nrdcd: interrupted", file=sys.stderr)
         return 130
@@ -80,11 +80,11 @@ def _run(command: str, overrides: list[str]) -> int:
             provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
         except UserError as error:
-            raise SystemExit(_fail(str(error))) from None
+            raise SystemExit(_fail(str(error), error.code)) from None
         except hydra.errors.InstantiationException as error:
             cause = error.__cause__
             if isinstance(cause, UserError):
-                raise SystemExit(_fail(str(cause))) from None
+                raise SystemExit(_fail(str(cause), cause.code)) from None
             raise cause or error from None
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
@@ -120,9 +120,10 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
             config = compose(command, overrides=overrides, return_hydra_config=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(command, str(error), overrides)) from None
-    known = {key.split(".")[0] for key in _keys(command)} | {"_target_"}
+    known = {key.split(".")[0] for key in _keys(command, overrides)} | {"_target_"}
     if unknown := [str(key) for key in config if key not in known]:  # `+key=value` passes struct mode
-        raise UserError(_no_key(command, unknown[0]))
+        raise UserError(_no_key(command, unknown[0], overrides))
+    _check_switches(config)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"rdcd {command} needs {', '.join(f'{key}=…' for key in missing)}; "
@@ -132,7 +133,7 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
 def _explain(command: str, message: str, overrides: list[str]) -> str:
     first = message.strip().split("\n")[0]
     if wrong := re.search(r"Could not override '([^']+)'", message):
-        return _no_key(command, wrong.group(1))
+        return _no_key(command, wrong.group(1), overrides)
     if wrong := re.search(r"Could not find '([^']+)'", message):
         group, _, choice = wrong.group(1).rpartition("/")
         return (f"no choice {choice!r} for {group}: expected one of "
@@ -142,9 +143,33 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
 
 
-def _no_key(command: str, key: str) -> str:
-    return (f"no key {key!r} in `rdcd {command}`{_did_you_mean(key, _keys(command))}; "
-            f"`rdcd {command} --help` lists all keys")
+def _no_key(command: str, key: str, overrides: list[str]) -> str:
+    chosen = "".join(f" {slot}={choice}" for slot, choice in _slots(command, overrides).items()
+                     if choice != _slots(command)[slot])
+    return (f"no key {key!r} in `rdcd {command}{chosen}`{_did_you_mean(key, _keys(command, overrides))}; "
+            f"`rdcd {command}{chosen} --help` lists all keys")
+
+
+def _check_switches(config) -> None:
+    """Refuse words for true and false: Hydra takes `no` and `off` for text, which counts as true."""
+    from omegaconf import OmegaConf
+
+    switches = {line for path in config_dir().rglob("*.yaml") for line in _switches(path)}
+
+    def look(node: object, place: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key in switches and not isinstance(value, bool | None) and not str(value).startswith("${"):
+                    raise UserError(f"{place}{key}={value}: expected true or false")
+                look(value, f"{place}{key}.")
+
+    look(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _switches(path: Path) -> list[str]:
+    """Return the names of the keys that a YAML sets to true or false; `pretrained` may be a file, too."""
+    return [key.rpartition(".")[2] for key, value, _ in _entries(path)
+            if value in ("true", "false") and not key.endswith("pretrained")]
 
 
 def _resumed(config, words: list[str]):
@@ -199,11 +224,11 @@ def _say(text: str) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     if "in DataLoader worker process" in message:  # torch puts the worker's traceback before the message
         message = message.rpartition("UserError: ")[2].strip()
     print(f"rdcd: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _did_you_mean(word: str, known) -> str:
@@ -242,33 +267,43 @@ def _option_entries(path: Path) -> list[tuple[str, str, str]]:
     return [(key, value, comment) for key, (value, comment) in entries.items()]
 
 
-def _slots(command: str) -> dict[str, str]:
-    """Return slot → default choice from the `defaults:` list of a command's YAML."""
-    text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
-    found = re.findall(r"^  - (?:optional |override )?(\w+): *(\S+)", text, flags=re.M)
-    return {slot: choice for slot, choice in found if (config_dir() / slot).is_dir()}
+def _slots(command: str, overrides: list[str] = ()) -> dict[str, str]:
+    """Return slot → choice: that of the command line, an experiment's, or the default of the command's YAML."""
+    def choices(path: Path) -> dict[str, str]:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^  - (?:optional |override )?/?(\w+): *(\S+)", text, flags=re.M)
+        return {slot: choice for slot, choice in found if (config_dir() / slot).is_dir()}
+
+    slots = choices(config_dir() / f"{command}.yaml")
+    given = dict(word.split("=", 1) for word in overrides if "=" in word)
+    given = {slot: given[slot] for slot in slots if (config_dir() / slot / f"{given.get(slot)}.yaml").is_file()}
+    if "experiment" in given:
+        slots |= choices(config_dir() / "experiment" / f"{given['experiment']}.yaml")
+    return slots | given
 
 
-def _keys(command: str) -> list[str]:
+def _keys(command: str, overrides: list[str] = ()) -> list[str]:
     keys = [key for key, _, _ in _entries(config_dir() / f"{command}.yaml")]
-    for slot, choice in _slots(command).items():
+    for slot, choice in _slots(command, overrides).items():
         keys.append(slot)
         path = config_dir() / slot / f"{choice}.yaml"
         keys += [f"{slot}.{key}" for key, _, _ in _option_entries(path)]
     return keys
 
 
-def _help(command: str, description: str) -> str:
+def _help(command: str, description: str, overrides: list[str]) -> str:
     def rows(entries, prefix=""):
-        return [f"  {prefix + key + '=' + value:<44} {comment}" for key, value, comment in entries]
+        return [f"  {prefix + key + '=' + value:<44} {comment}" for key, value, comment in entries if value or comment]
 
     lines = [f"usage: rdcd {command} [key=value …]", "", description, "", "keys:"]
-    slots = _slots(command)
+    slots = _slots(command, overrides)
     lines += rows(e for e in _entries(config_dir() / f"{command}.yaml") if e[0] not in slots)
     for slot, choice in slots.items():
         lines += ["", f"{slot}={choice}   (choices: {', '.join(_choices(slot))})"]
         path = config_dir() / slot / f"{choice}.yaml"
         lines += rows(_option_entries(path), f"{slot}.")
+    if slots:
+        lines += ["", f"Other choices have other keys: `rdcd {command} {next(iter(slots))}=NAME --help` lists them."]
     lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
               "--cfg job prints the configuration."]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The one error type whose message is written for the person at the keyboard, and the check of a number."""
 
 import numbers
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -9,6 +10,14 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2; library callers catch it
     as the `ValueError` it is.
     """
+
+    code = 2  # the command's exit code
+
+
+class ChecksFailed(UserError):
+    """Checks ran to their end and some failed: the input was understood, what it names is not in order."""
+
+    code = 1
 
 
 class BadImage(UserError):
@@ -20,6 +29,22 @@ class BadImage(UserError):
 
     def __reduce__(self):  # crosses process boundaries in loader workers
         return BadImage, (self.path, self.reason)
+
+
+def check_path(key: str, value: object, *, null: str | None = None) -> None:
+    """Refuse a setting that is no path: the command line reads a folder's name `2024` as a number.
+
+    Args:
+        key: how the user writes the setting.
+        null: what None stands for; None: a path is needed.
+
+    Raises:
+        UserError: naming the setting, the value and what was expected.
+    """
+    if isinstance(value, str | Path) and str(value) or value is None and null is not None:
+        return
+    advice = f", written {key}=./{value}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    raise UserError(f"{key}={value}: expected a path{advice}" + (f", or null for {null}" if null is not None else ""))
 
 
 def check_number(key: str, value: object, least: float, most: float | None = None, *, whole: bool = True,

@@ -68,9 +68,10 @@ def published() -> str:
         theirs = "" if row["uAP_SN"] is None else f"{row['uAP_SN']:.1f}"
         ours = ""
         if (RESULTS / f"{row['experiment']}.json").is_file():
-            found = [measured for measured in rows(row["experiment"]) if measured["score_norm"]
-                     and measured["codec"] == "PCAW{d},L2norm,Flat" and measured["model"] in ("student", "teacher")]
-            ours = figure(found[0], "uAP")
+            measured = rows(row["experiment"])
+            model = "student" if any(line["model"] == "student" for line in measured) else "teacher"
+            ours = next((figure(line, "uAP") for line in measured if line["model"] == model and line["score_norm"]
+                         and line["codec"] == "PCAW{d},L2norm,Flat"), "no whitened row")
         lines.append(f"| `{row['experiment']}` | {row['system']} | {row['dim']} | {theirs} | {ours} |")
     return "\n".join(lines) + "\n"
 

@@ -166,9 +166,9 @@ def test_a_commands_own_refusal_exits_with_2(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (["codecs=3"], "codec 3 does not end in Flat"),
     (["score_norms=3"], "score normalization 3 not understood"),
-    (["query=null"], "query=None: expected the path of a file"),
-    (["reference=3"], "reference=3: expected the path of a file"),
-    (["out=null"], "out=None: expected the path of a folder"),
+    (["query=null"], "query=None: expected a path"),
+    (["reference=3"], "reference=3: expected a path"),
+    (["out=null"], "out=None: expected a path"),
     (['codecs=["PCA0,Flat"]'], "a PCA to 0 dimensions")])
 def test_values_of_a_wrong_kind_are_refused(tmp_path: Path, capsys, words: list[str], said: str) -> None:
     case = [word for word in write_case(tmp_path) if word.split("=")[0] != words[0].split("=")[0]]

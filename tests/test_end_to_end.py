@@ -19,7 +19,7 @@ from zoo_checkpoints import synthetic_checkpoint
 import rdcd
 from rdcd import provenance
 from rdcd.cli import config_dir, main
-from rdcd.evaluation.evaluate import find_run
+from rdcd.evaluation.runs import find_run
 from rdcd.retrieval.descriptors import read_descriptors
 
 ROOT = Path(rdcd.__file__).resolve().parent.parent

@@ -14,7 +14,8 @@ from rdcd.data.ground_truth import read_ground_truth
 from rdcd.data.images import find_images
 from rdcd.data.layouts import check_options, open_layout
 from rdcd.data.places import locate
-from rdcd.errors import UserError, check_number
+from rdcd.data.scan import printable
+from rdcd.errors import UserError, check_number, check_path
 from rdcd.files import check_output, write_json
 from rdcd.provenance import provenance
 
@@ -41,11 +42,12 @@ def check_data(*, root: str | Path, layout: str = "disc", split: str = "dev", pa
     Raises:
         UserError: a check failed, after the table is printed; or an argument that is not understood.
     """
-    check_options(layout, folder=True, split=split, pairs=pairs, background=background, distractors=distractors)
+    check_options(layout, root, folder=True, split=split, pairs=pairs, background=background, distractors=distractors)
     check_number("samples", samples, 0)
     check_number("seed", seed, 0)
     if layout == "disc":
         disc.check_split(split)
+    check_path("out", out, null="the table on screen alone")
     if out is not None:
         check_output(out)
     root = Path(root)
@@ -65,9 +67,9 @@ def check_data(*, root: str | Path, layout: str = "disc", split: str = "dev", pa
     checks = findings.checks
     failed = [check.check for check in checks if check.verdict == "FAILED"]
     if out is not None:
-        write_json(out, {"root": str(root), "layout": layout, "split": split, "failed": len(failed),
+        write_json(out, {"root": printable(str(root)), "layout": layout, "split": split, "failed": len(failed),
                          "checks": [asdict(check) for check in checks], "provenance": provenance(seed=seed)})
-    _print(checks, title=f"{root} as layout={layout}" + f", split={split}" * (layout == "disc"))
+    _print(checks, title=printable(f"{root} as layout={layout}") + f", split={split}" * (layout == "disc"))
     if failed:
         raise UserError(f"{len(failed)} of {len(checks)} checks of {root} failed: {', '.join(failed)}; what to do "
                         f"stands under the table")

@@ -91,7 +91,8 @@ class Findings:
             advice: str = "") -> None:
         """Add a check; one that is not ok is FAILED if `fatal`, else a note."""
         verdict = "ok" if ok else "FAILED" if fatal else "note"
-        self.checks.append(Check(check, expected, found, verdict, "" if ok else advice))
+        texts = (check, expected, found, verdict, "" if ok else advice)
+        self.checks.append(Check(*map(printable, texts)))  # folders and what messages name may be of any bytes
 
     def look(self, parts: Sequence[Part], pairs: Sequence[tuple[str, str]]) -> bool:
         """Check all parts, and that the ids of `pairs` are pictures; return whether this is the published dataset."""
@@ -140,7 +141,7 @@ class Findings:
             self._trouble(part, "names", "each once", found.twins,
                           "a picture is known by its name: rename or remove one of the two")
         self._trouble(part, "files", "none empty or unreachable", found.unusable,
-                      f"copy or unpack them again, from {part.page}, or remove them")
+                      f"copy or unpack them again, from {part.page}, or rename or remove them")
         if self.samples:
             bad = self._decode(part.name, found.sample)
             self._trouble(part, "decoding", f"{len(found.sample)} sampled decode", bad,
@@ -169,7 +170,7 @@ class Findings:
                 try:
                     open_image(path)
                 except BadImage as error:
-                    bad.add(f"{printable(str(path))} ({error.reason})")
+                    bad.add(f"{path} ({error.reason})")
                 advance(1)
         return bad
 

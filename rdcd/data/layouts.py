@@ -6,7 +6,7 @@ from rdcd.data.copydays import open_cd10k
 from rdcd.data.disc import Benchmark, open_benchmark
 from rdcd.data.ndec import open_ndec
 from rdcd.data.pairs import open_pairs
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_path
 
 LAYOUTS = {"disc": ("split",), "ndec": (), "cd10k": ("background", "distractors"), "pairs": ("pairs", "background")}
 
@@ -24,9 +24,11 @@ def open_layout(layout: str, root: str | Path, *, split: str = "dev", pairs: str
         distractors: folder of distractors, of cd10k.
 
     Raises:
-        UserError: an unknown layout, an option that it does not have, or anything wrong under the root.
+        UserError: an unknown layout, an option that it does not have or that is no path, or anything wrong under the
+            root.
     """
-    check_options(layout, split=split, pairs=pairs, background=background, distractors=distractors)
+    check_options(layout, root, written="data.", split=split, pairs=pairs, background=background,
+                  distractors=distractors)
     if layout == "disc":
         return open_benchmark(root, split=split)
     if layout == "ndec":
@@ -36,16 +38,22 @@ def open_layout(layout: str, root: str | Path, *, split: str = "dev", pairs: str
     return open_pairs(root, pairs=pairs, background=background)
 
 
-def check_options(layout: str, *, split: str, folder: bool = False, **options: str | Path | None) -> None:
-    """Refuse an unknown layout, and options that say nothing about it.
+def check_options(layout: str, root: str | Path, *, split: str, folder: bool = False, written: str = "",
+                  **options: str | Path | None) -> None:
+    """Refuse an unknown layout, options that say nothing about it, and what is no path.
 
     Args:
+        root: dataset root.
         folder: whether `folder`, a plain folder of pictures, is a layout.
+        written: what the user writes before the name of a path.
         options: pairs, background, distractors; None: not given.
     """
     known = LAYOUTS | ({"folder": ()} if folder else {})
-    if layout not in known:
+    if not isinstance(layout, str) or layout not in known:
         raise UserError(f"layout={layout!r}: expected one of {', '.join(known)}")
+    if not isinstance(split, str):
+        raise UserError(f"split={split!r}: expected the name of a split, such as dev")
+    check_path(f"{written}root", root)
     given = {name: value for name, value in options.items() if value is not None}
     if split != "dev":
         given["split"] = split
@@ -54,3 +62,5 @@ def check_options(layout: str, *, split: str, folder: bool = False, **options: s
             users = [other for other in LAYOUTS if name in LAYOUTS[other]]
             raise UserError(f"{name}={value} says nothing about layout={layout}: leave it out; it is for layout="
                             f"{' or '.join(users)}")
+        if name != "split":
+            check_path(f"{written}{name}", value)

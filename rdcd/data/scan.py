@@ -28,10 +28,10 @@ class Trouble:
     first: list[str] = field(default_factory=list)
 
     def add(self, what: str) -> None:
-        """Note one more."""
+        """Note one more; it may name a file of any bytes."""
         self.count += 1
         if len(self.first) < FEW:
-            self.first.append(what)
+            self.first.append(printable(what))
 
     def __str__(self) -> str:
         return ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
@@ -93,7 +93,7 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                     advance()
                     stem, suffix = os.path.splitext(file)
                     if suffix.lower() not in EXTENSIONS:
-                        found.others[suffix.lower() or "without suffix"] += 1
+                        found.others[printable(suffix.lower()) or "without suffix"] += 1
                         continue
                     name = f"{mark}/{below}{stem}" if mark else stem
                     found.counts[mark] += 1
@@ -105,10 +105,10 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                     if place is not None:
                         found.seen[place] = True
                     elif ids is not None:
-                        found.strays.add(printable(name))
+                        found.strays.add(name)
                     path = os.path.join(top, file)
                     if problem := _problem(path):
-                        found.unusable.add(f"{printable(path)} ({problem})")
+                        found.unusable.add(f"{path} ({problem})")
                     if samples:
                         item = (-_hash(f"{seed}:{mark}/{below}{file}"), path)
                         (heapq.heappush if len(drawn) < samples else heapq.heappushpop)(drawn, item)
@@ -149,7 +149,7 @@ def _hash(text: str) -> int:
 
 def printable(text: str) -> str:
     """Return a path as text that can be written anywhere, though a file name may be any bytes."""
-    return os.fsencode(text).decode(errors="backslashreplace")
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Extract and score under a protocol, for one or more models: one table, one page (`rdcd evaluate`)."""
 
-import csv
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from rdcd.data.disc import Benchmark, read_edit_families
 from rdcd.data.images import write_ledger
 from rdcd.data.layouts import open_layout
 from rdcd.data.parallel import share_cores
-from rdcd.errors import BadImage, UserError
+from rdcd.errors import BadImage, UserError, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap
 from rdcd.evaluation.cases import ModelResult, comparable
 from rdcd.evaluation.differences import differences
@@ -22,14 +20,15 @@ from rdcd.evaluation.extract import check_device, default_device, extract_descri
 from rdcd.evaluation.networks import is_named, load_network, preprocessing
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
+from rdcd.evaluation.runs import RUNS, find_run, read_curves, read_run, run_models
 from rdcd.evaluation.score import ScoreRow, as_record, score_copydays, score_descriptors
 from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_table
 from rdcd.files import check_output
-from rdcd.models.student import parameter_count
+from rdcd.models.student import check_size, parameter_count
 from rdcd.provenance import provenance
+from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
-
-RUNS = Path("runs")
+from rdcd.retrieval.score_norm import parse_score_norm
 
 
 @dataclass(frozen=True)
@@ -67,25 +66,27 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     """
     device = check_device(device)
     share_cores(device)
-    wanted = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint or [])
+    wanted = list(checkpoint) if isinstance(checkpoint, list | tuple) else [checkpoint]
     if not wanted:
-        raise UserError(f"checkpoint={checkpoint}: expected latest, a run folder, a weights file, or a list of these")
-    models: dict[str, Path | str] = {}
+        raise UserError(f"checkpoint={checkpoint}: expected latest, a run folder, a weights file, a name, or a list of "
+                        f"these")
+    for item in wanted:
+        check_path("checkpoint", item)
+    for key in ("root", "pairs", "background", "distractors"):
+        check_path(f"data.{key}", getattr(data, key), null="that of the run or the layout")
+    found: list[tuple[list[str], Path | str]] = []
     runs = []
     for item in wanted:
         if is_named(item):
-            models[item] = item
+            found.append(([str(item)], str(item)))
         elif item == "latest" or Path(item).is_dir():
             runs.append(find_run(item, finished=True))
-            prefix = f"{runs[-1].name} " if len(wanted) > 1 else ""
-            if prefix + "student" in models:  # two folders of one name
-                prefix = f"{item} "
-            models |= {prefix + name: path for name, path in run_models(runs[-1]).items()}
+            places = [f"{runs[-1].name} ", f"{item} "] if len(wanted) > 1 else [""]
+            found += [([place + name for place in places], path) for name, path in run_models(runs[-1]).items()]
         else:
-            name = Path(item).stem
-            if sum(Path(other).stem == name for other in wanted if not is_named(other)) > 1:  # folders tell them apart
-                name = f"{Path(item).parent.name} {name}"
-            models[name if name not in models else str(item)] = Path(item)
+            path = Path(item)
+            found.append(([path.stem, f"{path.parent.name} {path.stem}".strip(), str(path)], path))
+    models = dict(zip(distinct([names for names, _ in found]), (path for _, path in found), strict=True))
     roots = [data.root] if data.root else sorted({read_run(run)["data_root"] for run in runs})
     if len(roots) > 1:
         raise UserError(f"these runs were measured on different benchmarks ({', '.join(roots)}): say on which to "
@@ -94,6 +95,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     if root is None:
         raise UserError(f"checkpoint={checkpoint} does not say which benchmark to measure on: give data.root=DIR")
     stamp = time.strftime("%Y%m%d-%H%M%S")
+    check_path("out", out, null="a new folder")
     if out is None:
         out = runs[0] / f"evaluation-{stamp}" if runs else RUNS / f"{stamp}-evaluation"
     check_output(out, folder=True)
@@ -104,6 +106,20 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
                    batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
                    curves=read_curves(runs[0] / "logs") if runs else None,
                    seed=read_run(runs[0])["seed"] if runs else None, allow_torchscript=allow_torchscript)
+
+
+def distinct(candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Choose a name for each: the first of its candidates that no other has in that place; of the same, numbered."""
+    chosen: list[str] = []
+    for i, own in enumerate(candidates):
+        others = [other for j, other in enumerate(candidates) if j != i]
+        free = (name for place, name in enumerate(own)
+                if all(name != other[min(place, len(other) - 1)] for other in others))
+        name = next(free, own[-1])
+        while name in chosen:
+            name = f"{own[-1]} ({sum(other.startswith(own[-1]) for other in chosen) + 1})"
+        chosen.append(name)
+    return chosen
 
 
 def evaluate_run(folder: Path, *, out: Path, benchmark: Benchmark, protocol: Protocol, workers: int,
@@ -128,6 +144,8 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     bad: list[BadImage] = []
     roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
     roles = {role: pictures for role, pictures in roles.items() if pictures is not None}
+    families = read_edit_families(benchmark.root, split=benchmark.split) if benchmark.layout == "disc" else None
+    _rehearse(models, benchmark, protocol, allow_torchscript=allow_torchscript)
     resamples = QueryBootstrap(benchmark.queries.names, protocol.bootstrap) if protocol.bootstrap else None
     for name, path in models.items():
         network, card = load_network(path, allow_torchscript=allow_torchscript)
@@ -144,13 +162,19 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
             bad += unreadable
             if keep_descriptors:
                 write_descriptors(out / "descriptors" / folder / f"{role}.h5", found[role])
+            found[role] = found[role].sorted()  # once, for all codecs
         scored = _score(name, found, benchmark, protocol, resamples)
+        if not scored:
+            print(f"{name}: no codec is left, so it is left out of the table")
+            continue
         results.append(ModelResult(name, _details(network, card, size, path), scored))
         rows += [{"model": name, "dim": network.dim} | as_record(row) for row in scored]
         weights[name] = card["weights_sha256"]
         if made := card.get("provenance"):
             trained[name] = {key: made.get(key) for key in ("command", "git_commit", "seed", "written")}
-    results, first = comparable(results), next(iter(models))
+    if not results:
+        raise UserError(f"no model can be scored by protocol.codecs={protocol.codecs}, as said above: add Flat")
+    results, first = comparable(results), results[0].name
     compared = differences(results)
     record = provenance(seed=seed, device=device, protocol=protocol.describe(sizes[first], resizes[first]),
                         weights={name: digest for name, digest in weights.items() if digest})
@@ -162,13 +186,14 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     write_report(out / "report.html", title=title, protocol=record["protocol"], results=results,
                  pairs=benchmark.pairs, image_path=benchmark.references.paths_by_name().get,
                  query_path=benchmark.queries.paths_by_name().get, curves=curves, provenance=record,
-                 families=read_edit_families(benchmark.root, split=benchmark.split), differences=compared)
+                 families=families, differences=compared)
     plot_precision_recall(out / "precision_recall.png", results, benchmark.pairs)
     if curves:
         plot_curves(out / "curves.png", curves)
     console = wide_console()
     shown = [{name: value for name, value in row.items() if name != "candidates"} for row in rows]
     console.print(metrics_table(shown, title=record["protocol"]))
+    (out / "differences.csv").unlink(missing_ok=True)
     if compared:
         write_table(out / "differences.csv", compared)
         console.print(metrics_table(compared, title="paired differences, points [95 % interval over queries]"))
@@ -179,6 +204,28 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
         print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {ledger} lists them")
     print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
     return rows
+
+
+def _rehearse(models: Mapping[str, Path | str], benchmark: Benchmark, protocol: Protocol, *,
+              allow_torchscript: bool) -> None:
+    """Load every model and let it see one blank picture: what cannot work is said before hours of extraction."""
+    norms = [parse_score_norm(text) for text in protocol.score_norms]
+    depth = max((norm.last + 1 for norm in norms if norm), default=0)
+    if benchmark.background is not None and len(benchmark.background) < depth:
+        raise UserError(f"protocol.score_norms={protocol.score_norms} needs {depth} background pictures, "
+                        f"{benchmark.root} has {len(benchmark.background)}: ask for nearer neighbours")
+    for name, path in models.items():
+        network, card = load_network(path, allow_torchscript=allow_torchscript)
+        size, _ = preprocessing(card, size=protocol.size, resize=protocol.resize)
+        check_size(network, size, name=name, key="protocol.size")
+        refusals = []
+        for text in protocol.codecs:
+            try:
+                Codec(text, network.dim)
+            except UserError as error:
+                refusals.append(error)
+        if len(refusals) == len(protocol.codecs):
+            raise UserError(f"{name}: {refusals[0]}")
 
 
 def _score(name: str, found: Mapping[str, Descriptors], benchmark: Benchmark, protocol: Protocol,
@@ -201,7 +248,7 @@ def _score(name: str, found: Mapping[str, Descriptors], benchmark: Benchmark, pr
                                           codecs=[codec], score_norms=norms, candidates=protocol.candidates,
                                           k=protocol.k, bootstrap=resamples, hard_negatives=benchmark.hard_negatives)
         except UserError as error:
-            if codec == "Flat" or len(protocol.codecs) == 1:
+            if codec == "Flat":
                 raise
             print(f"{name}: {error}; this codec is left out of its rows")
     return rows
@@ -216,75 +263,3 @@ def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) 
     shown = ("objective", "epochs", "steps", "batch_size", "lr")
     details |= {key: str(training[key]) for key in shown if key in training}
     return details | ({"weights": card["weights_sha256"][:16]} if card["weights_sha256"] else {})
-
-
-def find_run(run: str | Path, *, finished: bool = False) -> Path:
-    """Return a run folder; `latest` (or `auto`) names the newest under `runs/`, of the finished ones if asked.
-
-    Raises:
-        UserError: there is none.
-    """
-    if str(run) not in ("latest", "auto"):
-        if not Path(run).is_dir():
-            raise UserError(f"no run folder {run}: expected one that `rdcd train` wrote, or `latest`")
-        return Path(run)
-    marks = ["*/run.json"] if finished else ["*/config.yaml", "*/run.json"]
-    found = [path.parent for mark in marks for path in RUNS.glob(mark)]
-    if not found:
-        raise UserError(f"no run under {RUNS.resolve()}: train one with `sh train.sh`, or give checkpoint=FILE")
-    return max(found, key=_last_trained)
-
-
-def _last_trained(folder: Path) -> float:
-    """When a run was begun or resumed; its folder's own time moves with every evaluation in it."""
-    config = folder / "config.yaml"
-    return (config if config.is_file() else folder / "run.json").stat().st_mtime
-
-
-def read_run(folder: Path) -> dict:
-    """Return what a finished run says of itself: `models` (name → file), `data_root`, `seed`, `name`."""
-    try:
-        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(about, dict) or not {"models", "data_root", "seed", "name"} <= about.keys():
-            raise ValueError("a key is missing")
-        return about
-    except ValueError as error:
-        raise UserError(f"{folder / 'run.json'} is damaged ({error}): evaluate {folder}/student.safetensors "
-                        f"instead") from None
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no finished run (no run.json): continue it with "
-                        f"`rdcd train resume={folder}`, or evaluate {folder}/checkpoints/last.ckpt") from None
-
-
-def run_models(folder: Path) -> dict[str, Path | str]:
-    """Return model name → weights of a run; models whose file has gone are said and left out."""
-    models: dict[str, Path | str] = {}
-    for name, file in read_run(folder)["models"].items():
-        path = file if is_named(file) else folder / file
-        if isinstance(path, Path) and not path.is_file():
-            print(f"{name}: {path} is gone; it is left out of the table")
-            continue
-        models[name] = path
-    return models
-
-
-def read_curves(logs: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Read Lightning's CSV logs under `logs` as panel → series → (steps, values), resumed parts joined."""
-    series: dict[str, dict[float, float]] = {}
-    for path in sorted(logs.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = float(row["step"])
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        series.setdefault(name, {})[step] = float(value)
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    titles = {"images_per_s": "images/s", "data_wait": "share of time waiting for data", "lr": "learning rate",
-              "effective_rank_h": "effective rank", "effective_rank_z": "effective rank",
-              "nearest_negative": "similarity to the nearest negative"}
-    for name, points in series.items():
-        group, _, term = name.partition("/")
-        title = "validation" if group == "val" else titles.get(term, "loss terms")
-        steps = sorted(points)
-        panels.setdefault(title, {})[term] = (steps, [points[s] for s in steps])
-    return panels

@@ -1,6 +1,6 @@
 """Pictures → descriptors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ from rdcd.data.manifest import Manifest, path_name
 from rdcd.data.parallel import loader_workers, return_freed_memory, share_cores
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
-from rdcd.errors import BadImage, UserError, check_number
+from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.evaluation.networks import load_network, preprocessing
 from rdcd.files import check_output
+from rdcd.models.student import check_size
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
 
 Batch = tuple[list[tuple[list[int], Tensor]], list[tuple[int, BadImage]]]
@@ -36,9 +37,10 @@ def collate_pictures(samples: list[tuple[int, Tensor | BadImage]]) -> Batch:
 
 
 def picture_loader(pictures: Manifest, *, size: int, resize: str = "square", batch_size: int = 64,
-                   workers: int = 2) -> DataLoader:
-    """Return a loader of `collate_pictures` batches over pictures in order."""
+                   workers: int = 2, rows: Sequence[int] | None = None) -> DataLoader:
+    """Return a loader of `collate_pictures` batches over pictures in order, over all or over the numbers in `rows`."""
     return DataLoader(Pictures(pictures, size=size, resize=resize), batch_size=batch_size, num_workers=workers,
+                      sampler=range(len(pictures)) if rows is None else rows,
                       collate_fn=collate_pictures, worker_init_fn=return_freed_memory)
 
 
@@ -125,6 +127,8 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
         ids: `stem`, pictures are called by their file names without extension; `path`, with the folders below
             `images`, as CD10K needs.
     """
+    for key, value in (("images", images), ("model", model), ("out", out)):
+        check_path(key, value)
     check_output(out)
     device = check_device(device)
     share_cores(device)
@@ -133,7 +137,9 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
     network, card = load_network(model, allow_torchscript=allow_torchscript)
     paths = find_images(images)
     pictures = Manifest(images, paths, names=[path_name(path, images) for path in paths] if ids == "path" else None)
+    check_number("size", size, 1, null="what the model's card says")
     size, resize = preprocessing(card, size=size, resize=resize)
+    check_size(network, size, name=str(model), key="size")
     descriptors, bad = extract_descriptors(network, pictures, size=size, resize=resize, batch_size=batch_size,
                                            workers=workers, device=device)
     write_descriptors(out, descriptors)

@@ -1,5 +1,6 @@
 """What can embed pictures, by name or by file: students, teachers, hashes, trunks as they come."""
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -22,6 +23,14 @@ def is_named(model: str | Path) -> bool:
     return str(model).partition(":")[0] in ("thumbnail", "timm", *HASHES, *ZOO)
 
 
+def file_of(model: str) -> Path | None:
+    """Return the file that a name goes with, as in `sscd_disc_mixup:FILE` or `timm:TRUNK:FILE`; None: there is none."""
+    name, _, rest = model.partition(":")
+    if name == "timm":
+        rest = rest.partition(":")[2]
+    return Path(rest) if rest else None
+
+
 def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple[torch.nn.Module, dict]:
     """Load what embeds pictures, ready for inference, with its card.
 
@@ -36,8 +45,10 @@ def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple
     """
     name, _, rest = str(model).partition(":")
     if not is_named(model):
-        if ":" in str(model) and not Path(model).exists():
-            raise UserError(f"no model {model!r}: expected {FORMS}")
+        if not Path(model).is_file() and Path(model).suffix not in (".safetensors", ".ckpt"):
+            near = difflib.get_close_matches(str(model).partition(":")[0], ("thumbnail", "timm", *HASHES, *ZOO), n=3)
+            raise UserError(f"no model {str(model)!r}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+                            + f": expected {FORMS}")
         student, card = load_student(model)
         return reparameterize(student), card
     if name in ZOO:
@@ -46,7 +57,12 @@ def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple
         trunk, _, file = rest.partition(":")
         if not trunk:
             raise UserError(f"model {model!r}: expected timm:TRUNK or timm:TRUNK:FILE, such as timm:resnet50.a1_in1k")
-        network = OffTheShelf(trunk, pretrained=file or True).eval()
+        try:
+            network = OffTheShelf(trunk, pretrained=file or True).eval()
+        except UserError as error:
+            raise UserError(str(error).replace("student.pretrained=FILE", f"timm:{trunk}:FILE")
+                            .replace("student.pretrained=true", f"timm:{trunk}")
+                            .replace("student.trunk=", "timm:")) from error
         return network, _card(trunk, network.size, weights=sha256(file) if file else None)
     if rest:
         raise UserError(f"model {model!r}: {name} takes no file; expected {name}")

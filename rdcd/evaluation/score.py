@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rdcd.data.ground_truth import read_ground_truth, read_ids
-from rdcd.errors import UserError, check_number
+from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
 from rdcd.evaluation.copydays import CopydaysMetrics, evaluate_copydays
 from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches, queries_above
@@ -79,8 +79,9 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
     """
     references = list(reference) if isinstance(reference, list | tuple) else [reference]
     for name, path in (("query", query), ("out", out), *(("reference", path) for path in references or [reference])):
-        if not isinstance(path, str | Path):
-            raise UserError(f"{name}={path}: expected the path of a {'folder' if name == 'out' else 'file'}")
+        check_path(name, path)
+    for name, path in (("background", background), ("ground_truth", ground_truth), ("hard_negatives", hard_negatives)):
+        check_path(name, path, null="none")
     if metrics not in METRICS:
         raise UserError(f"metrics={metrics}: expected one of {', '.join(METRICS)}")
     if metrics == "disc" and ground_truth is None:
@@ -107,6 +108,9 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         files["ground_truth"] = Path(ground_truth)
     else:
         k = 100 if k is None else k
+        if ground_truth is not None or hard_negatives is not None:
+            raise UserError(f"metrics=cd10k reads from the names which query is a copy of what: leave out "
+                            f"{'ground_truth' if hard_negatives is None else 'hard_negatives'}")
         if tuple(_listed(score_norms, "score_norms")) not in (DEFAULT_NORMS, (None,)) or candidates != "per_query":
             raise UserError(f"metrics=cd10k takes the nearest of every query by distance and normalizes no scores: "
                             f"leave out score_norms={score_norms} and candidates={candidates}")
@@ -167,8 +171,8 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
                        label=f"{codec}: references" if progress else None)
         for text, matches in zip(score_norms, found, strict=True):
             measured = evaluate_matches(matches, pairs)
-            negatives = hard_negatives and (queries_above(matches, hard_negatives, measured.threshold_at_p90),
-                                            len(hard_negatives))
+            negatives = None if hard_negatives is None else (
+                queries_above(matches, hard_negatives, measured.threshold_at_p90), len(hard_negatives))
             rows.append(ScoreRow(codec, text, candidates, measured, matches,
                                  bootstrap.pooled(matches, pairs) if bootstrap else {}, negatives))
     return rows
@@ -192,6 +196,10 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     codecs = _listed(codecs, "codecs")
     check_candidates("per_query", k)
     _check_dims({"query": query, "reference": reference, "background": background})
+    if not np.char.startswith(query.known, "original/").any():
+        raise UserError(f"none of the {len(query.known):,} queries ({some(query.known, most=3)}) is in the block "
+                        f"original/; expected all blocks of Copydays, ids such as strong/200001: extract the folder "
+                        f"above the blocks with ids=path")
     reference = replace(reference, names=_in_block(reference.names), missing=_in_block(reference.missing))
     if not np.char.startswith(reference.known, "original/").any():
         reference = join([query.chosen(np.char.startswith(query.names, "original/"),

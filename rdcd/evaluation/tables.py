@@ -20,7 +20,7 @@ HEADS = {"uAP": "µAP %", "accuracy_at_1": "acc@1 %", "recall_at_p90": "R@P90 %"
 
 def metrics_table(rows: Sequence[dict[str, object]], *, title: str | None = None) -> Table:
     """Return rows of metrics or of their differences as a table for people: in percent, intervals beside."""
-    table = Table(title=title)
+    table = Table(title=title and escape(title))
     shown = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
     for name in shown:
         justify = "right" if name in HEADS else "left"

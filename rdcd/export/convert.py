@@ -7,7 +7,7 @@ import torch
 
 from rdcd.data.views import RESIZES
 from rdcd.errors import UserError, check_number
-from rdcd.evaluation.evaluate import find_run
+from rdcd.evaluation.runs import find_run
 from rdcd.files import atomic_path, check_output, sha256
 from rdcd.models.authors import authors_student, read_lightning
 from rdcd.models.student import Student, is_safetensors, parameter_count

@@ -116,6 +116,30 @@ def reparameterize(student: Student) -> Student:
     return folded
 
 
+def check_size(network: nn.Module, size: int, *, name: str, key: str) -> None:
+    """Refuse a size of square pictures that a network does not take, such as a transformer of fixed positions.
+
+    Args:
+        network: has `embed`; its mode is kept.
+        size: side in pixels.
+        name: what the message calls the network.
+        key: the setting that the size comes from.
+
+    Raises:
+        UserError: it fails on a blank picture.
+    """
+    mode = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network.embed(next(network.buffers(), torch.empty(0)).new_zeros(1, 3, size, size, dtype=torch.float32))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"{key}={size}: {name} takes no pictures of that size ({str(error).strip()}); take the size it "
+                        f"was made for, or another network") from error
+    finally:
+        network.train(mode)
+
+
 def parameter_count(network: nn.Module) -> int:
     """Return the number of parameters of `network`."""
     return sum(p.numel() for p in network.parameters())
@@ -128,8 +152,11 @@ def build_trunk(name: str, pretrained: bool | str | Path) -> nn.Module:
         raise UserError(f"student.trunk={name}: timm has no such model"
                         + (f"; near it: {near}" if near else "; `timm.list_models()` lists them"))
     hub = pretrained is True
+    options = {"num_classes": 0, "global_pool": ""}
+    if timm.models.is_model_in_modules(name.split(".")[0], ("vision_transformer", "eva")):
+        options["dynamic_img_size"] = True  # else it takes pictures of one size alone
     try:
-        trunk = timm.create_model(name, pretrained=hub, num_classes=0, global_pool="")
+        trunk = timm.create_model(name, pretrained=hub, **options)
     except (AssertionError, TypeError) as error:
         raise UserError(f"student.trunk={name}: timm builds it only with its own pooling ({error}), and the "
                         f"student pools itself; choose another trunk") from error

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from rdcd.errors import UserError
+from rdcd.errors import UserError, check_path
 from rdcd.files import sha256
 from rdcd.models.dino import DinoDescriptor
 from rdcd.models.download import cache_folder, fetch
@@ -91,6 +91,10 @@ class ZooTeacher:
     cache: str | None = None
     allow_torchscript: bool = False
 
+    def __post_init__(self) -> None:
+        check_path("teacher.path", self.path, null="a download")
+        check_path("teacher.cache", self.cache, null="the default folder")
+
     def weights(self) -> Path:
         """Return the file: the local one, or that in the cache, fetched if it is not there yet."""
         return Path(self.path) if self.path else _fetched(_entry(self.name, self.format), self.format, self.cache,
@@ -157,11 +161,11 @@ class TorchScriptDescriptor(nn.Module):
 
 
 def _entry(name: str, format: str | None) -> ZooEntry:
-    if name not in ZOO:
+    if not isinstance(name, str) or name not in ZOO:
         near = difflib.get_close_matches(str(name), ZOO, n=3)
         raise UserError(f"teacher.name={name}: the zoo has no such network; "
                         + (f"near it: {', '.join(near)}" if near else f"it has {', '.join(ZOO)}"))
-    if format is not None and format not in ZOO[name].files:
+    if format is not None and str(format) not in ZOO[name].files:
         raise UserError(f"teacher.format={format}: {name} exists as {', '.join(ZOO[name].files)}; choose one of them, "
                         f"or null")
     return ZOO[name]

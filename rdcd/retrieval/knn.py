@@ -75,10 +75,11 @@ def search_by_distance(query: Descriptors, reference: Descriptors, *, k: int, la
         k: candidates per query.
         label: name of the progress bar; None shows none.
     """
-    squares = np.einsum("md,md->m", reference.vectors, reference.vectors)
-    lifted = np.column_stack((2 * query.vectors, np.full(len(query), -1, np.float32)))  # 2q·r − r·r = q·q − |q − r|²
-    depth = min(k + _SPARE, len(reference))
-    _, rows = nearest(lifted, np.column_stack((reference.vectors, squares)), depth, label=label)
+    middle = reference.vectors.mean(axis=0)  # distances are the same from there, and rounding is of their size
+    q, r = query.vectors - middle, reference.vectors - middle
+    lifted = np.column_stack((2 * q, np.full(len(q), -1, np.float32)))  # 2q·r − r·r = q·q − |q − r|²
+    depth = min(k + _SPARE, len(r))
+    _, rows = nearest(lifted, np.column_stack((r, np.einsum("md,md->m", r, r))), depth, label=label)
     rows.sort(axis=1)  # with the stable sort below: equal distances in reference order
     scores = np.empty(rows.shape, np.float64)
     for i, row in enumerate(rows):

@@ -54,8 +54,8 @@ def check_resumable(checkpoint: dict, module: LightningModule, *, path: Path) ->
     """
     card, present = checkpoint["card"].get("training", {}), module.card["training"]
     for key, name in (("batch_size", "data.batch_size"), ("view_size", "data.size"), ("objective", "loss"),
-                      ("pictures", "the number of training pictures")):
-        if card.get(key) != present[key]:
+                      ("pictures", "the number of training pictures"), ("teacher_sha256", "a teacher with the hash")):
+        if card.get(key) != present.get(key):
             raise UserError(f"{path} was written at {name} {card.get(key)}, this run has {present[key]}: continue "
                             f"with the former, or start a new run")
     check_fit(module.state_dict(), checkpoint["state_dict"], path=path,

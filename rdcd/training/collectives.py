@@ -28,7 +28,7 @@ def start(*, devices: int, nodes: int, device: str) -> None:
         command = f"{launcher} -m rdcd train …"
         raise UserError(f"trainer.devices={devices} and trainer.nodes={nodes} make {wanted} processes, {started} "
                         f"{'was' if started == 1 else 'were'} started: run `{command}`"
-                        + (", or `sh train.sh …`, which does so" if nodes == 1 and wanted > 1 else ""))
+                        + (f", or `sh train.sh trainer.devices={devices} …`" if nodes == 1 and wanted > 1 else ""))
     if wanted == 1 or dist.is_initialized():
         return
     if device == "cuda":

@@ -12,7 +12,7 @@ from rdcd.data.layouts import open_layout
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, return_freed_memory
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
-from rdcd.errors import UserError, check_number
+from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.extract import default_device, picture_loader
 from rdcd.evaluation.protocols import Protocol
 from rdcd.training import collectives
@@ -45,6 +45,7 @@ class DataSettings:
     pictures: int | None = None
 
     def __post_init__(self) -> None:
+        check_path("data.root", self.root, null="the drawn benchmark")
         check_number("data.size", self.size, 1)
         check_number("data.test_size", self.test_size, self.size, null="as data.size")
         check_number("data.batch_size", self.batch_size, 1)
@@ -110,9 +111,10 @@ class DataModule(pl.LightningDataModule):
                           pin_memory=trainer is not None and trainer.accelerator.name() == "cuda")
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Queries, references and background of the benchmark."""
+        """Queries, references and background of the benchmark, of which every rank takes its share."""
         if self.benchmark is None:
             return []
-        b = self.benchmark
+        b, rank, ranks = self.benchmark, collectives.rank(), collectives.world_size()
         return [picture_loader(role, size=self.validation_size, resize=self.protocol.resize or "square",
-                               workers=self.settings.worker_count) for role in (b.queries, b.references, b.background)]
+                               workers=self.settings.worker_count, rows=range(rank, len(role), ranks))
+                for role in (b.queries, b.references, b.background)]

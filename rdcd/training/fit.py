@@ -70,6 +70,9 @@ class TrainerSettings:
         check_number("trainer.epochs", self.epochs, 1)
         check_number("trainer.validate_every", self.validate_every, 0)
         check_number("trainer.log_every", self.log_every, 1)
+        if self.channels_last not in (None, True, False):
+            raise UserError(f"trainer.channels_last={self.channels_last}: expected true or false, or null for where it "
+                            f"is safe")
         check_number("trainer.threads", self.threads, 1, null="half the cores")
 
 

@@ -13,11 +13,13 @@ from pytorch_lightning.loggers import Logger
 from rdcd import provenance
 from rdcd.data.parallel import share_cores
 from rdcd.data.views import Augment, EpochSampler
-from rdcd.errors import UserError, check_number
-from rdcd.evaluation.evaluate import RUNS, evaluate_run, find_run
+from rdcd.errors import UserError, check_number, check_path
+from rdcd.evaluation.evaluate import evaluate_run
+from rdcd.evaluation.networks import is_named, load_network
 from rdcd.evaluation.protocols import Protocol
+from rdcd.evaluation.runs import RUNS, find_run
 from rdcd.files import check_output, sha256, write_json, write_text
-from rdcd.models.student import Student
+from rdcd.models.student import Student, check_size
 from rdcd.models.teacher import Teacher
 from rdcd.models.weights import extend_card, load_student, save_student
 from rdcd.models.zoo import ZooTeacher
@@ -33,6 +35,9 @@ class TeacherFile:
     """A teacher whose weights are on disk: the `student.safetensors` of an earlier run, with its card."""
 
     path: str
+
+    def __post_init__(self) -> None:
+        check_path("teacher.path", self.path)
 
     def weights(self) -> Path:
         """Return the weights file; a run folder stands for its student."""
@@ -97,8 +102,17 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     share_cores(device, threads=trainer.threads)
     if student is None and teacher is None:
         raise UserError("student=none and teacher=none leave nothing to train or measure: choose one of them")
+    rows_beside = _baselines(baselines)
+    check_path("run_dir", run_dir, null="a new folder under runs/")
+    check_path("resume", resume, null="a new run")
     folder = Path(collectives.first_says(find_run(resume) if resume else _new_folder(run_dir, name)))
     root, pictures, benchmark = data.open(protocol)
+    if benchmark is None and student is None:
+        raise UserError(f"student=none measures the teacher, and data.root={root} is a folder of pictures without "
+                        f"queries and ground truth: give a benchmark")
+    guide = None if teacher is None or isinstance(teacher, TrainedHere) else _open_teacher(teacher)
+    if student is not None:
+        _rehearse(student, loss, data, protocol, teacher, guide, pictures=len(pictures))
     folder.mkdir(parents=True, exist_ok=True)
     config = provenance.run_config()
     if config and not collectives.rank():
@@ -108,17 +122,14 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
         print(f"{root} is a folder of pictures without queries and ground truth: no validation, no table")
     run = Run(folder, seed, root, pictures, benchmark, augment, protocol, logger or {}, bool(resume))
 
-    if isinstance(teacher, TrainedHere) and student is not None:  # what is wrong with the second stage shows before
-        rehearsal = Teacher(_make_student(teacher.student, None))
-        loss(_make_student(student, rehearsal), rehearsal)
-        EpochSampler(len(pictures), batch_size=data.batch_size)
-    guide = None if teacher is None else _open_teacher(run, teacher, data)
+    if isinstance(teacher, TrainedHere):
+        guide = _guide_from(_train_teacher(run, teacher, data), folder)
     models: dict[str, str] = {}
     if student is not None:
-        models = _train_student(run, student, loss, data, trainer, guide, untrained="untrained" in (baselines or []))
+        models = _train_student(run, student, loss, data, trainer, guide, untrained="untrained" in rows_beside)
     if guide:
         models.setdefault("teacher", guide.model)
-    models |= {baseline: baseline for baseline in baselines or [] if baseline != "untrained"}
+    models |= {name: model for name, model in rows_beside.items() if name != "untrained"}
     if collectives.rank():
         return folder  # the first process measures
     write_json(folder / "run.json", {"models": models, "data_root": str(root.resolve()), "seed": seed, "name": name})
@@ -135,6 +146,22 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     return folder
 
 
+def _baselines(baselines: list[str] | str | None) -> dict[str, str]:
+    """Return name → model of further rows of the table, each loaded once: a mistake shows before the training."""
+    found = {}
+    for model in [baselines] if isinstance(baselines, str) else baselines or []:
+        check_path("baselines", model)
+        name = str(model)
+        if name != "untrained" and not is_named(name):
+            model, name = Path(name).resolve(), Path(name).stem
+            if name in ("student", "teacher", "untrained", *found):
+                name = str(model)
+        if name != "untrained":
+            load_network(model)
+        found[name] = str(model)
+    return found
+
+
 @dataclass(frozen=True)
 class _Guide:
     """A teacher in place: the frozen network, the hash of its weights, and how run.json names it."""
@@ -144,15 +171,33 @@ class _Guide:
     model: str
 
 
-def _open_teacher(run: Run, teacher: TeacherFile | TrainedHere | ZooTeacher, data: DataSettings) -> _Guide:
-    if isinstance(teacher, ZooTeacher):
-        network, card = teacher.load()
-        return _Guide(Teacher(network), card["weights_sha256"], f"{teacher.name}:{teacher.weights().resolve()}")
-    path = teacher.weights() if isinstance(teacher, TeacherFile) else _train_teacher(run, teacher, data)
-    network, _ = load_student(path)
-    inside = path.resolve().is_relative_to(run.folder.resolve())
-    return _Guide(Teacher(network), sha256(path),
-                  str(path.resolve().relative_to(run.folder.resolve()) if inside else path.resolve()))
+def _open_teacher(teacher: TeacherFile | ZooTeacher) -> _Guide:
+    if isinstance(teacher, TeacherFile):
+        return _guide_from(teacher.weights())
+    network, card = teacher.load()
+    return _Guide(Teacher(network), card["weights_sha256"], f"{teacher.name}:{teacher.weights().resolve()}")
+
+
+def _guide_from(weights: Path, folder: Path | None = None) -> _Guide:
+    """Return the teacher of a weights file, which run.json names from the run's `folder` where it lies below that."""
+    network, _ = load_student(weights)
+    path = weights.resolve()
+    inside = folder is not None and path.is_relative_to(folder.resolve())
+    return _Guide(Teacher(network), sha256(path), str(path.relative_to(folder.resolve()) if inside else path))
+
+
+def _rehearse(student: partial, loss: Callable[..., torch.nn.Module], data: DataSettings, protocol: Protocol,
+              teacher: TeacherFile | TrainedHere | ZooTeacher | None, guide: _Guide | None, *, pictures: int) -> None:
+    """Make the networks and the objective once, for the mistakes to show before there is a run."""
+    network = guide and guide.teacher
+    if isinstance(teacher, TrainedHere):
+        network = Teacher(_make_student(teacher.student, None))
+    made = _make_student(student, network)
+    loss(made, network)
+    check_size(made, data.size, name=made.architecture["trunk"], key="data.size")
+    size, key = (protocol.size, "protocol.size") if protocol.size else (data.test_size or data.size, "data.test_size")
+    check_size(made, size, name=made.architecture["trunk"], key=key)
+    EpochSampler(pictures, batch_size=data.batch_size)
 
 
 def _train_student(run: Run, student: partial, loss: Callable[..., torch.nn.Module], data: DataSettings,

@@ -143,6 +143,37 @@ def test_archives_that_were_not_unpacked_are_seen(tmp_path: Path) -> None:
     assert "0 in" in failed["found"] and "beside 3 .zip" in failed["found"] and "unpack" in failed["advice"]
 
 
+def test_names_of_any_bytes_are_written(tmp_path: Path, fill, capsys: pytest.CaptureFixture[str]) -> None:
+    root = fill(tmp_path / os.fsdecode(b"r\xff"), ["plain"])
+    for name in (b"x\xff.jpg", b"x\xff.png", b"note.\xfe", b"d\xff/y.jpg", b"d\xff/y.png", b"e\xff/y.png"):
+        path = root / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture")
+    out = tmp_path / "checks.json"
+    with pytest.raises(UserError, match="checks of .* failed"):
+        check_data(root=root, layout="folder", out=out)
+    record = json.loads(out.read_text(encoding="utf-8"))
+    found = {check["check"]: check["found"] for check in record["checks"]}
+    assert record["root"] == rf"{tmp_path}/r\xff" and r"x\xff in " in found["folder: names"]
+    assert r"/r\xff/d\xff" in found["folder: names"] and found["folder: names"].startswith("3 not so")
+    assert r"/r\xff/x\xff.png (its name is not UTF-8)" in found["folder: files"]
+    assert r"x\xff in " in capsys.readouterr().out.replace("\n", "")
+    assert scan({"": root}, samples=0).others == {r".\xfe": 1}
+
+
+def test_parts_that_overlap_are_refused(tmp_path: Path) -> None:
+    root = MAKERS["disc"](tmp_path / "root")
+    shutil.rmtree(root / "images" / "train")
+    (root / "images" / "train").symlink_to(root / "images" / "references")
+    with pytest.raises(UserError, match="references .* and train .* are one folder"):
+        check_data(root=root)
+    root = MAKERS["cd10k"](tmp_path / "cd10k")
+    with pytest.raises(UserError, match="original .* and distractors .* lie one within the other"):
+        check_data(root=root, layout="cd10k", distractors=root)
+    root = make_pairs(tmp_path / "pairs", pictures=5, pairs=3, distractors=2, background=2, apart=True)
+    assert "ground truth" in failures(root, layout="pairs", background=root / "references")
+
+
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The published dataset whole, were it of 20 references in shards of 5, 10 training pictures and 8 queries."""
@@ -280,7 +311,14 @@ def test_numbered_names(ids: Ids) -> None:
     ({"layout": "folder", "split": "final"}, "split=final says nothing about layout=folder"),
     ({"split": "test"}, "split='test': expected one of dev, final"),
     ({"samples": -1}, "samples=-1"), ({"seed": 0.5}, "seed=0.5"),
-    ({"root": "nowhere"}, "root=nowhere: no such folder")])
+    ({"root": "nowhere"}, "root=nowhere: no such folder"),
+    ({"root": 2024}, "^root=2024: expected a path.*root=./2024"),
+    ({"layout": ["disc"]}, r"layout=\['disc'\]: expected one of disc"),
+    ({"split": ["dev"]}, r"split=\['dev'\]: expected"),
+    ({"layout": "pairs", "pairs": 7}, "^pairs=7: expected a path"),
+    ({"layout": "pairs", "background": ["a"]}, r"^background=\['a'\]: expected a path"),
+    ({"layout": "cd10k", "distractors": False}, "^distractors=False: expected a path"),
+    ({"out": 1}, "^out=1: expected a path.*out=./1"), ({"out": ["a"]}, r"^out=\['a'\]: expected a path")])
 def test_arguments_that_are_not_understood(tmp_path: Path, options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_data(**{"root": tmp_path, **options})

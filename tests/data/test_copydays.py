@@ -55,6 +55,35 @@ def test_distractors_and_background_elsewhere(root: Path, tmp_path: Path, monkey
         open_cd10k("cd10k", distractors="others", background="nowhere")
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    ({"distractors": ""}, "original .*/original. and distractors .* lie one within the other"),
+    ({"distractors": "original"}, "original .* and distractors .* are one folder"),
+    ({"distractors": "link"}, "crops/10 .* and distractors .*/link. are one folder"),
+    ({"background": ".."}, "original .* and train .* lie one within the other"),
+    ({"background": "crops"}, "crops/10 .* and train .*/crops. lie one within the other"),
+    ({"background": "train/../distractors"}, "distractors .* and train .* are one folder"),
+    ({"background": "distractors/more"}, "distractors .* and train .* lie one within the other"),
+    ({"distractors": "train"}, "distractors .* and train .* are one folder")])
+def test_folders_of_two_roles_are_apart(root: Path, options: dict[str, str], said: str) -> None:
+    (root / "distractors" / "more").mkdir()
+    (root / "link").symlink_to(root / "crops" / "10")
+    with pytest.raises(UserError, match=said):
+        open_cd10k(root, **{option: root / folder for option, folder in options.items()})
+
+
+def test_blocks_that_are_one_folder_are_refused(root: Path) -> None:
+    shutil.rmtree(root / "strong")
+    (root / "strong").symlink_to(root / "original")
+    with pytest.raises(UserError, match="original .* and strong .* are one folder"):
+        open_cd10k(root)
+
+
+def test_a_linked_root_is_the_root(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    benchmark = open_cd10k(tmp_path / "link", distractors=root / "distractors", background=root / "train")
+    assert benchmark.queries.names == open_cd10k(root).queries.names and len(benchmark.background) == 2
+
+
 def test_missing_blocks_are_named(root: Path) -> None:
     shutil.rmtree(root / "crops")
     (root / "strong").rename(root / "Strong")

@@ -71,6 +71,14 @@ def test_ground_truth_of_other_pictures_is_said(root: Path) -> None:
         open_ndec(root)
 
 
+@pytest.mark.parametrize("role", ["DISC/images/references", "NDEC_test_query"])
+def test_training_pictures_that_are_searched_or_queries_are_refused(root: Path, role: str) -> None:
+    shutil.rmtree(root / "DISC" / "images" / "train")
+    (root / "DISC" / "images" / "train").symlink_to(root / role)
+    with pytest.raises(UserError, match=f"{role}. and train .*/train. are one folder"):
+        open_ndec(root)
+
+
 def test_two_query_folders_are_refused(root: Path) -> None:
     shutil.copytree(root / "NDEC_test_query", root / "query_images_h5")
     with pytest.raises(UserError, match="queries under two names"):

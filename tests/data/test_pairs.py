@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from miniatures import make_pairs
+from miniatures import make_pairs, scene
 
 from rdcd.data.layouts import open_layout
 from rdcd.data.pairs import open_pairs
@@ -48,6 +48,90 @@ def test_a_csv_and_a_background_of_other_places(tmp_path: Path, fill) -> None:
     assert benchmark.references.names == ["photo0", "photo1", "photo2", "photo3", "other0", "other1"]
     inside = open_pairs(root, pairs=table, background=root / "background")  # below the root: no reference
     assert inside.references.names == ["photo0", "photo1", "photo2", "photo3"]
+
+
+@pytest.mark.parametrize("how", ["plain", "dots", "linked background", "linked root", "linked from the root"])
+def test_the_background_is_no_reference_however_it_is_spelled(tmp_path: Path, how: str) -> None:
+    root = make_pairs(tmp_path / "root", pictures=4, pairs=2, distractors=1, background=2)
+    background = root / "background"
+    if how == "dots":
+        background = root / "2024" / ".." / ".." / "root" / "background"
+    elif how == "linked background":
+        (tmp_path / "link").symlink_to(background)
+        background = tmp_path / "link"
+    elif how == "linked root":
+        (tmp_path / "link").symlink_to(root)
+        root = tmp_path / "link"
+    elif how == "linked from the root":
+        background = background.rename(tmp_path / "elsewhere")
+        (root / "2023").symlink_to(background)
+    benchmark = open_pairs(root, background=background)
+    assert benchmark.references.names == ["photo0", "photo1", "photo2", "photo3"]
+    assert benchmark.queries.names == ["repost0", "repost1", "repost2"]
+    assert benchmark.background.names == ["other0", "other1"]
+
+
+def test_a_link_from_the_background_takes_no_picture_from_the_rest(tmp_path: Path) -> None:
+    root = make_pairs(tmp_path / "root", pictures=4, pairs=2, distractors=1, background=2)
+    (root / "2024").rename(root / "zoo")  # walked after the background, which leads to it
+    (root / "background" / "link").symlink_to(root / "zoo")
+    assert len(open_pairs(root).references) == 4
+
+
+@pytest.mark.parametrize(("background", "said"), [
+    ("references", "references .*/references. and background .*/other/../references. are one folder"),
+    ("queries", "queries .*/queries. and background .*/other/../queries. are one folder"),
+    ("queries/2024", "queries .* and background .*queries/2024. lie one within the other"),
+    ("link", "references .* and background .*/link. are one folder"),
+    ("", "background=.*/other/.. holds .* itself"),
+    ("nowhere", "background=.*nowhere: no such folder")])
+def test_folders_of_two_roles_are_apart(tmp_path: Path, fill, background: str, said: str) -> None:
+    fill(tmp_path / "queries", ["a"])
+    fill(tmp_path / "queries" / "2024", ["b"])
+    fill(tmp_path / "references", ["c"])
+    fill(tmp_path / "other", ["d"])
+    (tmp_path / "link").symlink_to(tmp_path / "references")
+    (tmp_path / "pairs.csv").write_text("a,c\n")
+    with pytest.raises(UserError, match=said):
+        open_pairs(tmp_path, background=f"{tmp_path}/other/../{background}")
+    assert open_pairs(tmp_path, background=tmp_path / "other").background.names == ["d"]
+
+
+def test_queries_that_are_the_references_are_refused(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "queries", ["a", "b"])
+    (tmp_path / "references").symlink_to(tmp_path / "queries")
+    (tmp_path / "pairs.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="queries .* and references .* are one folder"):
+        open_pairs(tmp_path)
+
+
+def test_ids_in_the_background_are_said_to_lie_outside(tmp_path: Path) -> None:
+    root = make_pairs(tmp_path, pictures=4, pairs=2, distractors=0, background=2)
+    with pytest.raises(UserError, match=f"names 2 of 2 ids that are no picture under {root} outside {root}/2024, "):
+        open_pairs(root, background=root / "2024")
+
+
+def test_a_whole_file_name_goes_before_one_without_its_extension(tmp_path: Path, fill) -> None:
+    for name in ("a.jpg", "a.jpg.jpg", "b.jpg"):
+        scene(len(name)).save(tmp_path / name)
+    scene(1).save(fill(tmp_path / "2024", []) / "a.png.jpg")
+    for query, reference, expected in (("a.jpg", "b", ("a", "b")), ("./a.jpg", "b", ("a", "b")),
+                                       ("a.jpg.jpg", "a.jpg", ("a.jpg", "a")), ("b", "a", ("b", "a"))):
+        table = written(tmp_path, f"{query},{reference}\n")
+        assert open_pairs(tmp_path, pairs=table).pairs == [expected]
+    scene(2).save(tmp_path / "2024" / "a.jpg")
+    with pytest.raises(UserError, match="a.jpg may be 2024/a.jpg or a.jpg: .*such as ./2024/a.jpg"):
+        open_pairs(tmp_path, pairs=written(tmp_path, "b,a.jpg\n"))
+    assert open_pairs(tmp_path, pairs=written(tmp_path, "b,./2024/a.jpg\n")).pairs == [("b", "2024/a")]
+
+
+def test_the_advised_path_is_understood_in_a_folder_of_its_own_name(tmp_path: Path, fill) -> None:
+    fill(tmp_path / "queries" / "queries", ["a"])
+    fill(tmp_path / "queries", ["a"])
+    fill(tmp_path / "references", ["c"])
+    for query, expected in (("./queries/a.png", "queries/a"), ("./a.png", "a"), ("queries/a", "queries/a")):
+        (tmp_path / "pairs.csv").write_text(f"{query},c\n")
+        assert open_pairs(tmp_path).pairs == [(expected, "c")]
 
 
 def test_ids_are_names_with_or_without_extension_or_paths(photos: Path) -> None:
@@ -108,7 +192,16 @@ def test_a_root_that_says_half_is_refused(photos: Path, fill) -> None:
     ("ndec", {"split": "final"}, "split=final says nothing about layout=ndec: .*for layout=disc"),
     ("disc", {"pairs": "x.csv"}, "pairs=x.csv says nothing about layout=disc"),
     ("pairs", {"distractors": "d"}, "distractors=d says nothing about layout=pairs: .*for layout=cd10k"),
-    ("disc", {"background": "d"}, "background=d .*for layout=cd10k or pairs")])
-def test_options_of_other_layouts_are_refused(tmp_path: Path, layout: str, options: dict, said: str) -> None:
+    ("disc", {"background": "d"}, "background=d .*for layout=cd10k or pairs"),
+    (["pairs"], {}, r"layout=\['pairs'\]: expected one of disc"),
+    ("disc", {"split": ["dev"]}, r"split=\['dev'\]: expected"),
+    ("pairs", {"split": ["dev"]}, r"split=\['dev'\]: expected"),
+    ("pairs", {"root": 2024}, "data.root=2024: expected a path.*data.root=./2024"),
+    ("ndec", {"root": None}, "data.root=None: expected a path"),
+    ("pairs", {"pairs": 7}, "data.pairs=7: expected a path.*data.pairs=./7"),
+    ("pairs", {"background": ["a", "b"]}, "data.background=.*: expected a path"),
+    ("cd10k", {"background": ""}, "data.background=: expected a path"),
+    ("cd10k", {"distractors": 10000}, "data.distractors=10000: expected a path")])
+def test_options_that_are_not_understood(tmp_path: Path, layout: str, options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        open_layout(layout, tmp_path, **options)
+        open_layout(layout, **{"root": tmp_path, **options})

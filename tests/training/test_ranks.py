@@ -47,7 +47,8 @@ def test_two_processes_make_one_run(benchmark_root, tmp_path):
 def test_other_numbers_of_processes_are_refused_with_the_command(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match="make 4 processes, 1 was started: run `torchrun --standalone "
-                                        "--nproc_per_node 4 -m rdcd train …`, or `sh train.sh …`"):
+                                        "--nproc_per_node 4 -m rdcd train …`, or `sh train.sh "
+                                        "trainer.devices=4 …`"):
         collectives.start(devices=4, nodes=1, device="cpu")
     with pytest.raises(UserError, match="make 16 processes.*torchrun --nnodes 2 .*--rdzv_endpoint HOST:29500 "
                                         "--nproc_per_node 8"):
