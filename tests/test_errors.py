@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from rdcd.errors import BadImage, UserError, check_number
+from rdcd.errors import BadImage, ChecksFailed, UserError, check_number, check_path
 
 
 @pytest.mark.parametrize(("value", "options"), [
@@ -27,6 +27,26 @@ def test_numbers_in_range_pass(value, options):
 def test_others_are_refused_with_what_was_expected(value, options, said):
     with pytest.raises(UserError, match=said):
         check_number("key", value, 1, **options)
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    (2024, "key=2024: expected a path, written key=./2024$"), (None, "key=None: expected a path$"),
+    (["a"], r"key=\['a'\]: expected a path$"), (True, "key=True: expected a path$"), ("", "key=: expected a path$")])
+def test_what_is_no_path_is_refused(value, said):
+    with pytest.raises(UserError, match=said):
+        check_path("key", value)
+
+
+def test_paths_pass(tmp_path):
+    check_path("key", "a")
+    check_path("key", tmp_path)
+    check_path("key", None, null="none")
+    with pytest.raises(UserError, match="expected a path, written key=./3, or null for the default$"):
+        check_path("key", 3, null="the default")
+
+
+def test_exit_codes_tell_a_mistake_from_a_failed_check():
+    assert (UserError("x").code, ChecksFailed("x").code) == (2, 1)
 
 
 def test_a_bad_image_crosses_processes():
