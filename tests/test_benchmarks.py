@@ -240,6 +240,67 @@ def test_another_layout_is_said(tmp_path, capsys, protocol, words, said):
     assert re.search(said, error) and error.startswith("rdcd: ") and error.count("\n") == 1
 
 
+def test_models_are_called_apart(tmp_path):
+    root = make_disc(tmp_path / "disc")
+    for place in ("a/run", "b/run"):
+        student = Student(trunk="test_efficientnet", dim=8, kd_dim=12)
+        for name in ("student", "thumbnail"):
+            save_student(tmp_path / place / f"{name}.safetensors", student, size=32)
+        (tmp_path / place / "run.json").write_text(json.dumps({
+            "models": {"teacher": "student.safetensors"}, "data_root": str(root), "seed": 0, "name": "x"}))
+    words = ["protocol.codecs=[Flat]", "protocol.score_norms=[null]", "protocol.bootstrap=0"]
+
+    def names(checkpoint):
+        return [row["model"] for row in evaluated("disc", root, *words, checkpoint=checkpoint)]
+
+    assert names("[a/run,b/run]") == ["a/run teacher", "b/run teacher"]
+    assert names("[a/run/thumbnail.safetensors,thumbnail]") == ["run thumbnail", "thumbnail"]
+    assert names("[a/run/student.safetensors,b/run/student.safetensors]") == [
+        "a/run/student.safetensors", "b/run/student.safetensors"]
+    assert names("[thumbnail,thumbnail]") == ["thumbnail", "thumbnail (2)"]
+
+
+def test_a_table_of_one_model_leaves_no_old_comparison(tmp_path):
+    root = make_disc(tmp_path / "disc")
+    evaluated("disc", root, checkpoint="[thumbnail,phash]")
+    assert Path("out/differences.csv").is_file()
+    evaluated("disc", root)
+    assert not Path("out/differences.csv").exists()
+
+
+def test_ndec_without_hard_negatives_is_a_table_still(tmp_path):
+    root = make_ndec(tmp_path / "ndec", hard_negatives=0, distractors=0)
+    assert {row["hard_negatives"] for row in evaluated("ndec", root)} == {"0"}
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["checkpoint=[thumbnail,timm:nonsense]"], "timm:nonsense: timm has no such model"),
+    (["checkpoint=[thumbnail,none.safetensors]"], "no weights file none.safetensors"),
+    (["checkpoint=3"], "checkpoint=3: expected a path"), (["checkpoint=[null]"], "checkpoint=None: expected a path"),
+    (["protocol.score_norms=['1.0[0,500]']"], "needs 501 background pictures"),
+    (["protocol.codecs=['PCA500,Flat']"], "thumbnail: codec 'PCA500,Flat': a PCA to 500"),
+    (["data.root=2024"], "data.root=2024: expected a path, written data.root=./2024"),
+    (["out=3"], "out=3: expected a path"), (["data.pairs=3"], "data.pairs=3: expected a path"),
+    (["keep_descriptors=no"], "keep_descriptors=no: expected true or false")])
+def test_mistakes_are_told_before_anything_is_extracted(tmp_path, capsys, monkeypatch, words, said):
+    root = make_disc(tmp_path / "disc")
+    monkeypatch.setattr("rdcd.evaluation.evaluate.extract_descriptors", lambda *a, **k: pytest.fail("too late"))
+    given = {word.partition("=")[0] for word in words}
+    rest = [word for word in ("checkpoint=thumbnail", f"data.root={root}", "out=out")
+            if word.partition("=")[0] not in given]
+    assert rdcd("evaluate", *words, *rest, "device=cpu") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_model_that_no_codec_fits_is_left_out_of_the_table(tmp_path, capsys):
+    root = make_disc(tmp_path / "disc")
+    words = ["protocol.codecs=['PCAW100,L2norm,Flat','PCAW8,L2norm,Flat']"]
+    save_student(tmp_path / "s.safetensors", Student(trunk="test_efficientnet", dim=4, kd_dim=12), size=32)
+    assert rdcd("evaluate", *words, "checkpoint=[thumbnail,s.safetensors]", f"data.root={root}", "out=out") == 2
+    assert "s: codec 'PCAW100,L2norm,Flat': a PCA to 100" in capsys.readouterr().err
+
+
 def test_training_under_a_protocol_that_only_measures_is_refused(tmp_path, capsys):
     root = make_cd10k(tmp_path / "cd10k")
     assert rdcd("train", "protocol=cd10k", f"data.root={root}", "trainer.accelerator=cpu") == 2

@@ -212,3 +212,24 @@ def test_console_of_an_ordinary_process(tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "did you mean k" in done.stderr
     assert (tmp_path / "out" / "metrics.csv").is_file() and not (tmp_path / "out2").exists()
+
+
+def test_help_lists_the_keys_of_what_is_chosen(capsys) -> None:
+    assert run("train", "teacher=sscd_disc_mixup", "loss=sscd", "--help") == 0
+    said = capsys.readouterr().out
+    assert "teacher.allow_torchscript=false" in said and "loss.mixup=0.0" in said and "loss.queue_size" not in said
+    assert run("train", "experiment=rdcd_effb0_64", "--help") == 0
+    assert "teacher.path=null" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["train", "loss.batch_negatives=no"], "loss.batch_negatives=no: expected true or false"),
+    (["train", "student.zero_init_residual=off"], "student.zero_init_residual=off: expected true or false"),
+    (["train", "teacher=sscd_disc_mixup", "teacher.allow_torchscript=yes"], "teacher.allow_torchscript=yes: expected"),
+    (["train", "teacher=sscd_disc_mixup", "teacher.paht=x"],
+     "no key 'teacher.paht' in `rdcd train teacher=sscd_disc_mixup` (did you mean teacher.path"),
+    (["train", "trainer.channels_last=off"], "trainer.channels_last=off: expected true or false, or null")])
+def test_switches_and_chosen_keys_are_checked(capsys, words: list[str], said: str) -> None:
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

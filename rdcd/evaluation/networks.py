@@ -46,7 +46,8 @@ def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple
     name, _, rest = str(model).partition(":")
     if not is_named(model):
         if not Path(model).is_file() and Path(model).suffix not in (".safetensors", ".ckpt"):
-            near = difflib.get_close_matches(str(model).partition(":")[0], ("thumbnail", "timm", *HASHES, *ZOO), n=3)
+            names, word = ("thumbnail", "timm", *HASHES, *ZOO), Path(model).name.partition(":")[0]
+            near = difflib.get_close_matches(word, names, n=3)
             raise UserError(f"no model {str(model)!r}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
                             + f": expected {FORMS}")
         student, card = load_student(model)

@@ -70,7 +70,8 @@ def test_a_trunk_as_it_comes(tmp_path):
     ("timm:", "expected timm:TRUNK or timm:TRUNK:FILE"),
     ("timm:resnet0", "timm has no such model"),
     ("phash:file", "phash takes no file"),
-    ("ssdc_disc_mixup:x.pt", "no model 'ssdc_disc_mixup:x.pt' .did you mean sscd_disc_mixup.*: expected student.safetensors"),
+    ("ssdc_disc_mixup:x.pt",
+     "no model 'ssdc_disc_mixup:x.pt' .did you mean sscd_disc_mixup.*: expected student.safetensors"),
     ("pHash", "no model 'pHash' .did you mean phash.*timm:TRUNK"),
     ("nowhere.safetensors", "no weights file nowhere.safetensors"),
     ("sscd_disc_mixup:nowhere.pt", "nowhere.pt")])

@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from rdcd.errors import UserError
-from rdcd.models.student import Student, is_safetensors, load_trunk, parameter_count, pooled, reparameterize
+from rdcd.models.student import Student, check_size, is_safetensors, load_trunk, parameter_count, pooled, reparameterize
 
 PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))  # maps of 2 x 3 places
 
@@ -333,3 +333,15 @@ def test_the_content_tells_safetensors_not_the_name(tmp_path: Path) -> None:
 def test_options_of_a_wrong_kind_are_said(options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         make(**options)
+
+
+@pytest.mark.parametrize("size", [160, 192, 224])
+def test_a_vision_transformer_takes_other_sizes(size: int) -> None:
+    student = Student(trunk="vit_tiny_patch16_224", dim=4, kd_dim=6).eval()
+    with torch.no_grad():
+        assert student.embed(torch.rand(1, 3, size, size)).shape == (1, 4)
+    with pytest.raises(UserError, match="data.size=150: it takes no pictures of that size .*; take the size it was"):
+        check_size(student, 150, name="it", key="data.size")
+    student.train()
+    check_size(student, size, name="it", key="data.size")
+    assert student.training

@@ -4,7 +4,7 @@ import pytest
 from rdcd.errors import UserError
 from rdcd.retrieval import knn
 from rdcd.retrieval.descriptors import Descriptors
-from rdcd.retrieval.knn import best_pairs, nearest, search
+from rdcd.retrieval.knn import best_pairs, nearest, search, search_by_distance
 
 
 def product(a, b):
@@ -148,3 +148,19 @@ def test_refuses_other_options(options, message):
     one = described("Q", np.ones((1, 2)))
     with pytest.raises(UserError, match=message):
         search(one, one, **options)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_search_by_distance_equals_the_oracle_wherever_the_vectors_lie(offset):
+    rng = np.random.default_rng(0)
+    query, reference = (rng.normal(size=(n, 8)) * np.array([5.0] + [1.0] * 7) + offset for n in (9, 40))
+    reference[3] = reference[17]  # a tie
+    query, reference = query.astype(np.float32), reference.astype(np.float32)
+    found = search_by_distance(described("Q", query), described("R", reference), k=6)
+    query, reference = query.astype(float), reference.astype(float)
+    for i in range(9):
+        distances = [sum((a - b) ** 2 for a, b in zip(query[i], r)) for r in reference]
+        nearest = sorted(range(40), key=lambda j: (distances[j], j))[:6]
+        rows = slice(6 * i, 6 * i + 6)
+        assert found.references[rows].tolist() == [described("R", reference).names[j] for j in nearest]
+        assert np.allclose(-found.scores[rows], [distances[j] for j in nearest], rtol=1e-6)

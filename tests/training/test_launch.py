@@ -177,3 +177,34 @@ def test_unnamed_runs_get_folders_of_their_own(benchmark_root, plain_run, tmp_pa
              "trainer": settings(epochs=1, validate_every=0)}
     folders = [go(benchmark_root / "images" / "references", **words) for _ in range(2)]
     assert [str(folder) for folder in folders] == ["runs/20200101-000000-tiny", "runs/20200101-000000-tiny-2"]
+
+
+def test_further_rows_are_files_and_names(benchmark_root, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / "kept" / f"student{suffix}").write_bytes((run / f"student{suffix}").read_bytes())
+    folder = go(benchmark_root, tmp_path / "out", student=None, teacher=TeacherFile(str(run / "teacher")),
+                baselines=["thumbnail", "kept/student.safetensors"])
+    kept = str(tmp_path / "kept" / "student.safetensors")  # its name alone would be the run's own student's
+    assert json.loads((folder / "run.json").read_text())["models"] == {
+        "teacher": str(run / "teacher" / "student.safetensors"), "thumbnail": "thumbnail", kept: kept}
+    assert [row["model"] for row in rows(folder)[::2]] == ["teacher", "thumbnail", kept]
+    assert not (folder / "student.safetensors").exists()
+
+
+def test_every_rank_validates_its_share(benchmark_root, monkeypatch):
+    from rdcd.training import collectives
+    from rdcd.training.datamodule import DataModule, DataSettings
+
+    settings = DataSettings(root=str(benchmark_root), size=32, batch_size=8, workers=0)
+    root, pictures, benchmark = settings.open(Protocol())
+    seen = [[], [], []]
+    for rank in range(3):
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "world_size", lambda: 3)
+        modules = DataModule(pictures, None, settings=settings, protocol=Protocol(), benchmark=benchmark,
+                             validation_size=32, seed=0)
+        for role, loader in enumerate(modules.val_dataloader()):
+            seen[role] += [i for batches, _ in loader for indices, _ in batches for i in indices]
+    assert [sorted(role) for role in seen] == [list(range(n)) for n in (16, 12, 24)]

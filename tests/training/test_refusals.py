@@ -10,6 +10,7 @@ from tiny_runs import Breaks, go, settings
 from rdcd.errors import UserError
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
+from rdcd.models.zoo import ZooTeacher
 from rdcd.training.launch import TeacherFile
 from rdcd.training.objectives import RDCD
 
@@ -88,3 +89,40 @@ def test_trainer_settings_that_cannot_work_are_said(benchmark_root, plain_run, t
     ({"loss": partial(RDCD, relational_weight="much")}, "loss.relational_weight=much: expected a number")])
 def test_numbers_that_cannot_work_are_refused(benchmark_root, tmp_path, changes, said):
     refuse(said, benchmark_root, tmp_path / "run", **changes)
+
+
+def test_a_start_that_fails_leaves_no_folder(benchmark_root, plain_run, tmp_path):
+    given = {"teacher": TeacherFile(str(plain_run / "teacher"))}
+    refuse("timm has no such model", benchmark_root, tmp_path / "run", **given,
+           student=partial(Student, trunk="resnet0", kd_dim=None))
+    refuse("hard_negative_form='soft'", benchmark_root, tmp_path / "run", **given,
+           loss=partial(RDCD, hard_negative_form="soft"))
+    refuse("no weights file .*none.pt", benchmark_root, tmp_path / "run",
+           teacher=ZooTeacher("sscd_disc_mixup", path=str(tmp_path / "none.pt")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("sizes", "key"), [
+    ({"data": {"size": 224, "test_size": 300}}, "data.test_size=300"),
+    ({"protocol": Protocol(size=48)}, "protocol.size=48"),
+    ({"data": {"size": 36, "test_size": 224}}, "data.size=36")])
+def test_a_trunk_that_takes_one_size_alone_is_said_before_training(benchmark_root, plain_run, tmp_path, sizes, key):
+    fixed = partial(Student, trunk="levit_conv_128s", dim=8, kd_dim=None)  # made for 224
+    changes = {"data": {"size": 224}} | sizes
+    refuse(f"{key}: levit_conv_128s takes no pictures of that size", benchmark_root, tmp_path / "run", student=fixed,
+           teacher=TeacherFile(str(plain_run / "teacher")), **changes)
+
+
+@pytest.mark.parametrize(("baselines", "said"), [
+    (["nonsense"], "no model .*nonsense'"), (["none.safetensors"], "no weights file .*none.safetensors"),
+    (["timm:resnet0"], "timm:resnet0: timm has no such model"), ([3], "baselines=3: expected a path"),
+    ("thumbnial", "did you mean thumbnail")])
+def test_baselines_are_loaded_before_the_training(benchmark_root, tmp_path, baselines, said):
+    refuse(said, benchmark_root, tmp_path / "run", teacher=None, loss=partial(RDCD, relational_weight=0),
+           baselines=baselines)
+
+
+def test_nothing_to_do_is_said(benchmark_root, plain_run, tmp_path):
+    refuse("student=none and teacher=none leave nothing", benchmark_root, tmp_path / "run", student=None, teacher=None)
+    refuse("student=none measures the teacher.*give a benchmark", benchmark_root / "images" / "train", tmp_path / "run",
+           student=None, teacher=TeacherFile(str(plain_run / "teacher")))

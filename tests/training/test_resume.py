@@ -1,5 +1,6 @@
 """Runs that were interrupted end like whole ones; runs of one seed are equal."""
 
+import json
 import shutil
 from functools import partial
 
@@ -7,9 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
+from zoo_checkpoints import synthetic_checkpoint
 
 from rdcd.errors import UserError
+from rdcd.evaluation.protocols import Protocol
+from rdcd.evaluation.runs import run_models
 from rdcd.models.student import Student
+from rdcd.models.weights import load_student, save_student
+from rdcd.models.zoo import ZooTeacher
 from rdcd.training.checkpoints import AtomicCheckpointIO
 from rdcd.training.launch import TeacherFile
 from rdcd.training.module import CopyDetection, Optimization
@@ -159,3 +165,28 @@ def test_a_teacher_without_its_card_is_finished_again(benchmark_root, plain_run,
         left.unlink()
     go(benchmark_root, resume=str(run))
     assert same_weights(run / "teacher", plain_run / "teacher") and (run / "teacher" / "student.json").is_file()
+
+
+def test_another_teacher_cannot_be_resumed(benchmark_root, plain_run, tmp_path):
+    """Its features in the queue are not those of the one before."""
+    given = {"teacher": TeacherFile(str(plain_run / "teacher")), "trainer": settings(epochs=1)}
+    run = go(benchmark_root, tmp_path / "run", **given)
+    other = shutil.copytree(plain_run / "teacher", tmp_path / "other")
+    student, card = load_student(other / "student.safetensors")
+    with torch.no_grad():
+        student.fc.weight.mul_(1.01)
+    save_student(other / "student.safetensors", student, size=32, card={"training": card["training"]})
+    with pytest.raises(UserError, match="was written at a teacher with the hash .*, this run has"):
+        go(benchmark_root, resume=str(run), **given | {"teacher": TeacherFile(str(other))})
+
+
+def test_a_run_whose_teacher_has_moved_is_measured_without_it(benchmark_root, plain_run, tmp_path, capsys):
+    path = tmp_path / "teacher.pt"
+    synthetic_checkpoint("sscd_disc_mixup", None, path)
+    run = go(benchmark_root, tmp_path / "run", teacher=ZooTeacher("sscd_disc_mixup", path=str(path)), student=None,
+             baselines=["thumbnail"], protocol=Protocol(size=32))
+    assert json.loads((run / "run.json").read_text())["models"]["teacher"] == f"sscd_disc_mixup:{path}"
+    assert set(run_models(run)) == {"teacher", "thumbnail"}
+    path.rename(tmp_path / "moved.pt")
+    assert set(run_models(run)) == {"thumbnail"}
+    assert f"teacher: {path} is gone; it is left out of the table" in capsys.readouterr().out

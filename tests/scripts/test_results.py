@@ -1,0 +1,56 @@
+"""Figures of the documents are those of the result files, a student's never those of its teacher."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The script's functions, reading result files from a folder of the test's."""
+    script = runpy.run_path(str(ROOT / "scripts" / "results.py"))
+    script["rows"].__globals__["RESULTS"] = tmp_path
+    (tmp_path / "published.json").write_text(json.dumps({"rows": [
+        {"experiment": "one", "system": "One", "dim": 64, "uAP_SN": 53.5},
+        {"experiment": "two", "system": "Two", "dim": 8, "uAP_SN": None}]}))
+
+    def write(name, *lines, **more):
+        keys = ("model", "codec", "score_norm", "uAP")
+        made = [dict(zip(keys, line)) | {"dim": 8, "recall_at_p90": 0.5, "accuracy_at_1": 0.25} for line in lines]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": made, **more}))
+
+    return script, write
+
+
+WHITE = "PCAW{d},L2norm,Flat"
+
+
+def test_ours_stands_beside_what_is_reported(results):
+    script, write = results
+    filled = script["filled"]("<!-- published -->\n<!-- end -->")
+    assert "| `one` | One | 64 | 53.5 |  |" in filled and "| `two` | Two | 8 |  |  |" in filled
+    write("one", ("student", "Flat", "1.0[0,2]", 0.1), ("student", WHITE, None, 0.2),
+          ("student", WHITE, "1.0[0,2]", 0.3), ("teacher", WHITE, "1.0[0,2]", 0.9))
+    assert "| `one` | One | 64 | 53.5 | 30.0 |" in script["filled"]("<!-- published -->\n<!-- end -->")
+
+
+def test_a_students_missing_row_is_not_filled_by_its_teacher(results):
+    script, write = results
+    write("one", ("student", "Flat", "1.0[0,2]", 0.1), ("teacher", WHITE, "1.0[0,2]", 0.9))
+    write("two", ("teacher", WHITE, "1.0[0,2]", 0.9))  # measured alone
+    filled = script["filled"]("<!-- published -->\n<!-- end -->")
+    assert "| 53.5 | no whitened row |" in filled and "| `two` | Two | 8 |  | 90.0 |" in filled
+
+
+def test_intervals_and_differences(results):
+    script, write = results
+    write("one", ("a", "Flat", None, 0.1), ("a", "Flat", "1.0[0,2]", 0.2), differences=[
+        {"model": "a", "other": "b", "codec": "Flat", "score_norm": norm, "uAP": 0.01, "uAP_low": -0.02,
+         "uAP_high": 0.04} for norm in (None, "1.0[0,2]")])
+    assert "| one | a − b | `Flat` | +1.0 | -2.0 … +4.0 |" in script["filled"]("<!-- differences one -->\n<!-- end -->")
+    row = {"uAP": 0.5, "uAP_low": 0.45, "uAP_high": 0.56}
+    assert script["figure"](row, "uAP") == "50.0 (45.0–56.0)" and script["figure"]({"uAP": 0.5}, "uAP") == "50.0"
