@@ -86,6 +86,11 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         raise UserError(f"metrics={metrics}: expected one of {', '.join(METRICS)}")
     if metrics == "disc" and ground_truth is None:
         raise UserError("ground_truth=null: expected the CSV of query_id,reference_id; only metrics=cd10k does without")
+    if metrics == "cd10k" and not (ground_truth is None and hard_negatives is None and candidates == "per_query"
+                                   and tuple(_listed(score_norms, "score_norms")) in (DEFAULT_NORMS, (None,))):
+        raise UserError(f"metrics=cd10k takes the nearest of every query by distance, normalizes no scores, and reads "
+                        f"from names which query copies what: leave out ground_truth={ground_truth}, candidates="
+                        f"{candidates}, score_norms={list(score_norms)} and hard_negatives={hard_negatives}")
     check_number("bootstrap", bootstrap, 0)
     out = Path(out)
     check_output(out, folder=True)
@@ -93,30 +98,24 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
                                       for i, path in enumerate(references)}
     if background is not None:
         files["background"] = Path(background)
-    if metrics == "disc":
-        pairs = read_ground_truth(ground_truth)
     negatives = None if hard_negatives is None else read_ids(hard_negatives)
+    pairs = [] if metrics == "cd10k" else read_ground_truth(ground_truth)
     sets = {name: read_descriptors(path) for name, path in files.items()}
+    queries, learnt_from = sets["query"], sets.get("background")
     found = join([sets[name] for name in sets if name.startswith("reference")])
-    resamples = QueryBootstrap(sets["query"].known, bootstrap) if bootstrap else None
-    if metrics == "disc":
-        k = 10 if k is None else k
-        rows = score_descriptors(sets["query"], found, sets.get("background"), pairs, codecs=codecs,
-                                 score_norms=score_norms, candidates=candidates, k=k, bootstrap=resamples,
-                                 hard_negatives=negatives, progress=True)
-        title = f"{len(sets['query']):,} queries, {len(found):,} references, {len(pairs):,} pairs, k={k}"
-        files["ground_truth"] = Path(ground_truth)
+    if metrics == "cd10k":
+        queries = copydays_blocks(queries)
+    k = k if k is not None else 100 if metrics == "cd10k" else 10
+    resamples = QueryBootstrap(queries.known, bootstrap) if bootstrap else None
+    title = f"{len(queries):,} queries, {len(found):,} references, k={k}"
+    if metrics == "cd10k":
+        rows = score_copydays(queries, found, learnt_from, codecs=codecs, k=k, bootstrap=resamples, progress=True)
     else:
-        k = 100 if k is None else k
-        if ground_truth is not None or hard_negatives is not None:
-            raise UserError(f"metrics=cd10k reads from the names which query is a copy of what: leave out "
-                            f"{'ground_truth' if hard_negatives is None else 'hard_negatives'}")
-        if tuple(_listed(score_norms, "score_norms")) not in (DEFAULT_NORMS, (None,)) or candidates != "per_query":
-            raise UserError(f"metrics=cd10k takes the nearest of every query by distance and normalizes no scores: "
-                            f"leave out score_norms={score_norms} and candidates={candidates}")
-        rows = score_copydays(sets["query"], found, sets.get("background"), codecs=codecs, k=k, bootstrap=resamples,
-                              progress=True)
-        title = f"{len(sets['query']):,} queries, {len(found):,} references, k={k}"
+        rows = score_descriptors(queries, found, learnt_from, pairs, codecs=codecs, score_norms=score_norms,
+                                 candidates=candidates, k=k, bootstrap=resamples, hard_negatives=negatives,
+                                 progress=True)
+        title += f", {len(pairs):,} pairs"
+        files["ground_truth"] = Path(ground_truth)
     values = [as_record(row) for row in rows]
     inputs = {name: {"file": str(path), "sha256": sha256(path)} for name, path in files.items()}
     write_metrics(out, values, {**provenance(protocol=metrics), "k": k, "bootstrap": bootstrap, "inputs": inputs})
@@ -186,7 +185,7 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     Args:
         query: all blocks of Copydays, ids `block/name`.
         reference: distractors, and the originals, ids `original/name`; where none of these are among them, those of
-            the queries are taken. Ids without a block are taken for distractors'.
+            the queries are taken. Ids without a block are taken for distractors', edits are left out.
         background: what codecs learn from.
         codecs, k, bootstrap, progress: as for `score_descriptors`.
 
@@ -196,11 +195,8 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     codecs = _listed(codecs, "codecs")
     check_candidates("per_query", k)
     _check_dims({"query": query, "reference": reference, "background": background})
-    if not np.char.startswith(query.known, "original/").any():
-        raise UserError(f"none of the {len(query.known):,} queries ({some(query.known, most=3)}) is in the block "
-                        f"original/; expected all blocks of Copydays, ids such as strong/200001: extract the folder "
-                        f"above the blocks with ids=path")
     reference = replace(reference, names=_in_block(reference.names), missing=_in_block(reference.missing))
+    reference = reference.chosen(~_edited(reference.names), ~_edited(reference.missing))
     if not np.char.startswith(reference.known, "original/").any():
         reference = join([query.chosen(np.char.startswith(query.names, "original/"),
                                        np.char.startswith(query.missing, "original/")), reference])
@@ -212,6 +208,24 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
         rows.append(ScoreRow(codec, None, "per_query", evaluate_copydays(matches, queries, originals), matches,
                              bootstrap.copydays(matches, originals) if bootstrap else {}))
     return rows
+
+
+def copydays_blocks(query: Descriptors) -> Descriptors:
+    """Return the pictures of Copydays' blocks, which are its queries, of those of a whole dataset root.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not np.char.startswith(query.known, "original/").any():
+        raise UserError(f"none of the {len(query.known):,} queries ({some(query.known, most=3)}) is in the block "
+                        f"original/; expected all blocks of Copydays, ids such as strong/200001: extract the folder "
+                        f"above the blocks with ids=path")
+    return query.chosen(*(np.char.startswith(ids, "original/") | _edited(ids) for ids in (query.names, query.missing)))
+
+
+def _edited(ids: np.ndarray) -> np.ndarray:
+    """Whether an id is of a block of edited pictures, bool [n]."""
+    return np.logical_or.reduce([np.char.startswith(ids, block) for block in ("strong/", "crops/", "jpegqual/")])
 
 
 def _in_block(ids: np.ndarray) -> np.ndarray:

@@ -313,10 +313,15 @@ def test_copydays_from_descriptor_files(tmp_path, capsys):
     write_descriptors(files["reference"], both)
     with pytest.raises(UserError, match="queries have no original"):  # those given are all there are
         score(**files, out=tmp_path / "scores", metrics="cd10k")
-    with pytest.raises(UserError, match="metrics=cd10k takes the nearest .* candidates=global"):
+    with pytest.raises(UserError, match="metrics=cd10k takes the nearest of every query .*candidates=global"):
         score(**files, out=tmp_path / "scores", metrics="cd10k", candidates="global")
-    with pytest.raises(UserError, match=r"normalizes no scores: leave out score_norms=\['1.0\[0,4\]'\]"):
+    with pytest.raises(UserError, match=r"normalizes no scores.*score_norms=\['1.0\[0,4\]'\]"):
         score(**files, out=tmp_path / "scores", metrics="cd10k", score_norms=["1.0[0,4]"])
+    with pytest.raises(UserError, match="metrics=cd10k .* ground_truth=truth.csv"):
+        score(**files, out=tmp_path / "scores", metrics="cd10k", ground_truth="truth.csv")
+    write_descriptors(tmp_path / "stems.h5", distractors)
+    with pytest.raises(UserError, match="none of the 4 queries .*is in the block original/.*ids=path"):
+        score(**files | {"query": tmp_path / "stems.h5"}, out=tmp_path / "scores", metrics="cd10k")
     with pytest.raises(UserError, match="metrics=map: expected one of disc, cd10k"):
         score(**files, out=tmp_path / "scores", metrics="map")
     with pytest.raises(UserError, match="ground_truth=null: expected the CSV"):
