@@ -1,16 +1,17 @@
 """Checks of the pictures of one part of a dataset, beside what the published dataset has of it."""
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rdcd.data.images import open_image
-from rdcd.data.official import SHARD, Ids
-from rdcd.data.progress import track
-from rdcd.data.scan import Scan, Trouble, printable, scan
+from rdcd.data.official import SHARD, Ids, Page
+from rdcd.data.parallel import Map
+from rdcd.data.scan import Scan, Trouble, in_blocks, pictures, printable, scan
 from rdcd.errors import BadImage
 
 OTHER_SIZE = "another size than the published dataset's: results compare with each other, not with published ones"
@@ -18,13 +19,18 @@ OTHER_SIZE = "another size than the published dataset's: results compare with ea
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; `verdict` is ok, note or FAILED, and `advice` what to do unless it is ok."""
+    """One line of the table: `verdict` is ok, note or FAILED.
+
+    Unless it is ok, `advice` says what to do, and `page` is the address, or several with spaces between, of the page
+    that grants access to the published files, where there are any.
+    """
 
     check: str
     expected: str
     found: str
     verdict: str
     advice: str = ""
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Part:
         ids: names of the published dataset.
         size: number of pictures of the published dataset; None: that of `ids`, if there are any.
         sizes: other sizes that are published, of the first so many ids.
-        page: where the published dataset is to be had.
-        optional: whether one can do without.
+        page: where the published dataset is to be had; None: it is the user's own.
+        optional: what cannot be done without this part; empty: nothing can.
         unique: whether names must differ.
         tells: whether its size tells the published dataset from own data.
         any_size: whether another size than the published one will do, even so.
@@ -51,8 +57,8 @@ class Part:
     ids: Ids | None = None
     size: int | None = None
     sizes: tuple[int, ...] = ()
-    page: str = "where it came from"
-    optional: bool = False
+    page: Page | None = None
+    optional: str = ""
     unique: bool = True
     tells: bool = True
     any_size: bool = False
@@ -76,40 +82,65 @@ class Findings:
 
     Args:
         root: dataset root.
-        samples: pictures to decode of every part.
+        samples: pictures to decode of every part; None: all.
         seed: of their choice.
+        run: what decodes them, see `rdcd.data.parallel.process_map`.
     """
 
     root: Path
-    samples: int
+    samples: int | None
     seed: int
+    run: Map
     checks: list[Check] = field(default_factory=list)
     counts: dict[str, Counter] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    places: list[Path] = field(default_factory=list)  # folders of pictures, and tables
+    pages: list[Page] = field(default_factory=list)
 
-    def add(self, check: str, expected: str, found: str, *, ok: bool = False, fatal: bool = True,
-            advice: str = "") -> None:
+    @property
+    def own(self) -> bool:
+        """Whether make-benchmark made it."""
+        return (self.root / "benchmark.json").is_file()
+
+    def add(self, check: str, expected: str, found: str, *, ok: bool = False, fatal: bool = True, advice: str = "",
+            pages: Iterable[Page | None] = ()) -> None:
         """Add a check; one that is not ok is FAILED if `fatal`, else a note."""
         verdict = "ok" if ok else "FAILED" if fatal else "note"
-        texts = (check, expected, found, verdict, "" if ok else advice)
+        pages = [] if ok else list(dict.fromkeys(page for page in pages if page))
+        if pages and self.own:
+            advice, pages = f"{advice}; or make it again, as benchmark.json says", []
+        elif pages:
+            advice += f"; source: {' and '.join(map(str, pages))}"
+        texts = (check, expected, found, verdict, "" if ok else advice, " ".join(page.url for page in pages))
         self.checks.append(Check(*map(printable, texts)))  # folders and what messages name may be of any bytes
 
-    def look(self, parts: Sequence[Part], pairs: Sequence[tuple[str, str]]) -> bool:
-        """Check all parts, and that the ids of `pairs` are pictures; return whether this is the published dataset."""
+    def trouble(self, check: str, expected: str, found: Trouble, *, advice: str,
+                pages: Iterable[Page | None] = (), fatal: bool = True) -> None:
+        """Add a check that nothing of a kind was met."""
+        text = f"{found.count:,} not so: {found}" if found.count else "yes"
+        self.add(check, expected, text, ok=not found.count, fatal=fatal, advice=advice, pages=pages)
+
+    def look(self, parts: Sequence[Part], pairs: Sequence[tuple[str, str]], *, page: Page | None = None) -> bool:
+        """Check all parts, and that the ids of `pairs` are pictures; return whether this is the published dataset.
+
+        Args:
+            page: where `pairs` are to be had.
+        """
+        self.pages += [part.page for part in parts if part.page]
+        self.places += [place for part in parts for place in part.folders.values()]
         columns = {"queries": {query for query, _ in pairs}, "references": {reference for _, reference in pairs}}
-        scans = {part.name: scan(part.folders, ids=part.ids, wanted=columns.get(part.name, ()), samples=self.samples,
-                                 seed=self.seed, label=part.name) for part in parts}
+        scans = {part.name: scan(part.folders, ids=part.ids, wanted=columns.get(part.name, ()),
+                                 samples=self.samples or 0, seed=self.seed, label=part.name) for part in parts}
         self.counts = {name: found.counts for name, found in scans.items()}
-        own = (self.root / "benchmark.json").is_file()  # make-benchmark wrote it
-        whole = not own and any(part.looks_published(scans[part.name]) for part in parts)
+        whole = not self.own and any(part.looks_published(scans[part.name]) for part in parts)
         for part in parts:
             self._part(part, scans[part.name], whole)
-        for role, ids in columns.items():
-            if ids and self.counts[role]:
-                absent = sorted(scans[role].absent)
+            if (ids := columns.get(part.name)) and scans[part.name].count:
+                absent = sorted(scans[part.name].absent)
                 found = f"{len(absent):,} are none: {', '.join(absent[:3])}" if absent else f"all {len(ids):,} are"
-                self.add(f"ground truth: {role}", "ids of pictures", found, ok=not absent,
-                         advice="add the pictures, or take the ground truth that belongs to these")
+                self.add(f"ground truth: {part.name}", "ids of pictures", found, ok=not absent,
+                         advice="add the pictures, or take the ground truth that belongs to these",
+                         pages=(page, part.page))
         return whole
 
     def _part(self, part: Part, found: Scan, whole: bool) -> None:
@@ -122,7 +153,7 @@ class Findings:
             places += ", …"
         if not part.folders:
             self.add(f"{part.name}: pictures", f"a folder {' or '.join(part.names[:2])}", "none",
-                     fatal=not part.optional, advice=f"get it from {part.page}")
+                     fatal=not part.optional, advice=part.optional or "put the pictures there", pages=[part.page])
             return
         self.sizes[part.name] = size or found.count
         text = f"{found.count:,} in {places}"
@@ -131,22 +162,18 @@ class Findings:
         fatal = not found.count or (whole and not part.any_size)
         self.add(f"{part.name}: pictures", f"{size:,}" if size else "at least 1", text,
                  ok=bool(found.count) and size in (None, found.count), fatal=fatal,
-                 advice=f"get them whole from {part.page}, and unpack every archive" if fatal else
-                 OTHER_SIZE)
+                 advice="get them whole, and unpack every archive" if fatal else OTHER_SIZE,
+                 pages=[part.page] if fatal else [])
         if not found.count:
             return
         if run is not None:
             self._ids(part, found, run, whole)
         if part.unique:
-            self._trouble(part, "names", "each once", found.twins,
-                          "a picture is known by its name: rename or remove one of the two")
-        self._trouble(part, "files", "none empty or unreachable", found.unusable,
-                      f"copy or unpack them again, from {part.page}, or rename or remove them")
-        if self.samples:
-            bad = self._decode(part.name, found.sample)
-            self._trouble(part, "decoding", f"{len(found.sample)} sampled decode", bad,
-                          f"copy or unpack them again, from {part.page}: training replaces such pictures, evaluation "
-                          f"counts them as not found")
+            self.trouble(f"{part.name}: names", "each once", found.twins, pages=[part.page],
+                         advice="a picture is known by its name: rename or remove one of the two")
+        self.trouble(f"{part.name}: files", "none empty or unreachable", found.unusable, pages=[part.page],
+                     advice="copy or unpack them again, or rename or remove them")
+        self._decoding(part, found)
 
     def _ids(self, part: Part, found: Scan, run: Ids, whole: bool) -> None:
         missing = np.flatnonzero(~found.seen[:run.count]) if whole else np.empty(0, dtype=int)
@@ -156,27 +183,38 @@ class Findings:
         if found.strays.count:
             said.append(f"{found.strays.count:,} of another form: {found.strays}")
         self.add(f"{part.name}: ids", str(run), "; ".join(said) or ("all" if whole else "of this form"), ok=not said,
-                 fatal=whole, advice=f"get what is missing from {part.page}, and move other files away" if whole else
-                 "own names will do")
+                 fatal=whole, advice="get what is missing, and move other files away" if whole else "own names will do",
+                 pages=[part.page] if whole else [])
 
-    def _trouble(self, part: Part, what: str, expected: str, trouble: Trouble, advice: str) -> None:
-        found = f"{trouble.count:,} not so: {trouble}" if trouble.count else "yes"
-        self.add(f"{part.name}: {what}", expected, found, ok=not trouble.count, advice=advice)
-
-    def _decode(self, name: str, sample: Sequence[Path]) -> Trouble:
+    def _decoding(self, part: Part, found: Scan) -> None:
+        if self.samples == 0:
+            return
+        if self.samples is None:
+            count, paths = found.count, (os.path.join(folder, name) for folder in part.folders.values()
+                                         for name in pictures(folder))
+        else:
+            count, paths = len(found.sample), map(str, found.sample)
         bad = Trouble()
-        with track(len(sample), f"{name}: decoding") as advance:
-            for path in sample:
-                try:
-                    open_image(path)
-                except BadImage as error:
-                    bad.add(f"{path} ({error.reason})")
-                advance(1)
-        return bad
+        for path, problem in in_blocks(self.run, _problem, paths, f"{part.name}: decoding {count:,}"):
+            if problem:
+                bad.add(f"{path} ({problem})")
+        expected = f"all {count:,} decode" if self.samples is None else f"{count:,} sampled decode"
+        self.trouble(f"{part.name}: decoding", expected, bad, pages=[part.page],
+                     advice="copy or unpack them again: training replaces such pictures, evaluation counts them as not "
+                            "found")
 
     def _short(self, place: Path) -> str:
         below = place != self.root and place.is_relative_to(self.root)
         return str(place.relative_to(self.root)) if below else str(place)
+
+
+def _problem(path: str) -> str | None:
+    """Say why a picture does not decode, if it does not."""
+    try:
+        open_image(path)
+    except BadImage as error:
+        return error.reason
+    return None
 
 
 def _by_shard(missing: np.ndarray, run: Ids) -> str:

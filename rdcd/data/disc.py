@@ -47,7 +47,7 @@ class Benchmark:
 
 def check_split(split: str) -> None:
     """Refuse a split that DISC does not have."""
-    if split not in QUERIES:
+    if not isinstance(split, str) or split not in QUERIES:
         raise UserError(f"split={split!r}: expected one of {', '.join(QUERIES)}")
 
 

@@ -40,6 +40,17 @@ class Ids:
         return f"{self.name(0)} – {self.name(self.count - 1)}"
 
 
+@dataclass(frozen=True)
+class Page:
+    """Where a dataset is to be had."""
+
+    name: str
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.url}"
+
+
 SHARD = 50_000  # pictures in one archive of DISC's references and training split
 REFERENCES, TRAIN = Ids("R", 6, 0, 1_000_000), Ids("T", 6, 0, 1_000_000)
 QUERIES = {"dev": Ids("Q", 5, 0, 50_000), "final": Ids("Q", 5, 50_000, 50_000)}
@@ -48,6 +59,8 @@ NDEC_QUERIES, NDEC_HARD_NEGATIVES = 49_252, 24_252
 COPYDAYS = {block: 229 if block == "strong" else 157 for block in BLOCKS}
 DISTRACTORS, WHITENING = 10_000, 20_000
 
-DISC_PAGE = "the DISC2021 page, https://ai.meta.com/datasets/disc21-dataset/"
-NDEC_PAGE = "the NDEC page, https://github.com/WangWenhao0716/ASL"
-COPYDAYS_PAGE = "INRIA's Holidays and Copydays page"
+DISC_PAGE = Page("the DISC2021 page", "https://ai.meta.com/datasets/disc21-dataset/")
+NDEC_PAGE = Page("the NDEC page", "https://github.com/WangWenhao0716/ASL")
+COPYDAYS_PAGE = Page("INRIA's Holidays and Copydays page (where it fails, the Web Archive's copy of it)",
+                     "https://lear.inrialpes.fr/~jegou/data.php#copydays")
+PHOTOGRAPHS = Page("any photographs (the published ones are of YFCC100M)", "http://www.multimediacommons.org")

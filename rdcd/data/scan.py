@@ -4,10 +4,11 @@ import heapq
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from rich.console import Console
 
 from rdcd.data.images import EXTENSIONS
 from rdcd.data.official import Ids
+from rdcd.data.parallel import Map, Result
 from rdcd.errors import UserError
 
 FEW = 5  # of each kind of trouble, so many are remembered by name
+BLOCK = 100_000  # paths handed to the processes at a time
 
 
 @dataclass
@@ -87,50 +90,87 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
     drawn: list[tuple[int, str]] = []  # a heap, the largest hash first
     with counting(label) as advance:
         for mark, folder in folders.items():
-            for top, files in _walk(folder):
-                below = "" if top == str(folder) else Path(top).relative_to(folder).as_posix() + "/"
-                for file in files:
-                    advance()
-                    stem, suffix = os.path.splitext(file)
-                    if suffix.lower() not in EXTENSIONS:
-                        found.others[printable(suffix.lower()) or "without suffix"] += 1
-                        continue
-                    name = f"{mark}/{below}{stem}" if mark else stem
-                    found.counts[mark] += 1
-                    if name in homes:
-                        found.twins.add(f"{name} in {homes[name]} and {top}")
-                    homes.setdefault(name, top)
-                    found.absent.discard(name)
-                    place = ids and ids.place(name)
-                    if place is not None:
-                        found.seen[place] = True
-                    elif ids is not None:
-                        found.strays.add(name)
-                    path = os.path.join(top, file)
-                    if problem := _problem(path):
-                        found.unusable.add(f"{path} ({problem})")
-                    if samples:
-                        item = (-_hash(f"{seed}:{mark}/{below}{file}"), path)
-                        (heapq.heappush if len(drawn) < samples else heapq.heappushpop)(drawn, item)
+            for top, below, file in walk(folder):
+                advance()
+                stem, suffix = os.path.splitext(file)
+                if suffix.lower() not in EXTENSIONS:
+                    found.others[printable(suffix.lower()) or "without suffix"] += 1
+                    continue
+                name = f"{mark}/{below}{stem}" if mark else stem
+                found.counts[mark] += 1
+                if name in homes:
+                    found.twins.add(f"{name} in {homes[name]} and {top}")
+                homes.setdefault(name, top)
+                found.absent.discard(name)
+                place = ids and ids.place(name)
+                if place is not None:
+                    found.seen[place] = True
+                elif ids is not None:
+                    found.strays.add(name)
+                path = os.path.join(top, file)
+                if problem := _problem(path):
+                    found.unusable.add(f"{path} ({problem})")
+                if samples:
+                    item = (-name_hash(f"{seed}:{mark}/{below}{file}"), path)
+                    (heapq.heappush if len(drawn) < samples else heapq.heappushpop)(drawn, item)
     found.sample = sorted(Path(path) for _, path in drawn)
     return found
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield folders and the files in them that are not hidden, linked folders included, each once."""
+def walk(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (folder, its path below the first with a slash at the end, file), sorted by the bytes of their paths.
+
+    Hidden files are left out; linked folders are looked into, each once.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
     seen = set()
 
-    def unreadable(error: OSError) -> None:
-        raise UserError(f"cannot look into {error.filename} ({error.strerror}): make it readable") from error
-
-    for top, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+    def visit(top: str, below: str) -> Iterator[tuple[str, str, str]]:
         real = os.path.realpath(top)
         if real in seen:
-            folders.clear()
-            continue
+            return
         seen.add(real)
-        folders.sort()
-        yield top, sorted(file for file in files if not file.startswith("."))
+        try:
+            with os.scandir(top) as entries:
+                names = [entry.name + "/" * _is_folder(entry) for entry in entries]
+        except OSError as error:
+            raise UserError(f"cannot look into {error.filename} ({error.strerror}): make it readable") from error
+        for name in sorted(names, key=os.fsencode):
+            if name.endswith("/"):
+                yield from visit(os.path.join(top, name[:-1]), below + name)
+            elif not name.startswith("."):
+                yield top, below, name
+
+    yield from visit(str(folder), "")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def pictures(folder: Path) -> Iterator[str]:
+    """Yield the paths of all pictures below a folder, sorted by their bytes."""
+    return (below + file for _, below, file in walk(folder) if os.path.splitext(file)[1].lower() in EXTENSIONS)
+
+
+def in_blocks(run: Map, function: Callable[[str], Result], paths: Iterable[str],
+              label: str) -> Iterator[tuple[str, Result]]:
+    """Yield (path, result) in the order of the paths, few of which are held at a time.
+
+    Args:
+        run: see `rdcd.data.parallel.process_map`.
+        function: what is done with a path.
+        label: of the progress.
+    """
+    paths, done = iter(paths), 0
+    while block := list(islice(paths, BLOCK)):
+        yield from zip(block, run(function, block, f"{label}, {done:,} done" if done else label))
+        done += len(block)
 
 
 def _problem(path: str) -> str | None:
@@ -143,7 +183,8 @@ def _problem(path: str) -> str | None:
         return error.strerror
 
 
-def _hash(text: str) -> int:
+def name_hash(text: str) -> int:
+    """Return 64 bits that depend on a path, of any bytes, alone."""
     return int.from_bytes(blake2b(os.fsencode(text), digest_size=8).digest(), "big")
 
 

@@ -3,20 +3,23 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from miniatures import make_cd10k, make_disc, make_ndec, make_pairs, make_sscd, scene
 
 from rdcd import cli
+from rdcd.data import check as checking
 from rdcd.data import check_parts, official
+from rdcd.data import scan as scanning
 from rdcd.data.check import check_data
 from rdcd.data.images import find_images
 from rdcd.data.layouts import LAYOUTS, open_layout
 from rdcd.data.official import Ids
-from rdcd.data.scan import scan
-from rdcd.errors import UserError
+from rdcd.data.scan import in_blocks, pictures, scan, walk
+from rdcd.errors import ChecksFailed, UserError
 
 SMALL = {"references": 6, "train": 4, "pairs": 3}
 MAKERS = {"disc": lambda root: make_disc(root, **SMALL, queries=5),
@@ -30,11 +33,12 @@ def failures(root: Path, out: Path | None = None, **options) -> dict[str, dict]:
     out = out or root.parent / f"{root.name}-checks.json"
     try:
         checks = check_data(root=root, out=out, **options)
-    except UserError as error:
+    except ChecksFailed as error:
         record = json.loads(out.read_text())
         failed = {check["check"]: check for check in record["checks"] if check["verdict"] == "FAILED"}
         assert f"{len(failed)} of {len(record['checks'])} checks of {root} failed: {', '.join(failed)};" in str(error)
         assert len(failed) == record["failed"] > 0 and all(check["advice"] for check in failed.values())
+        assert all(page in check["advice"] for check in failed.values() for page in check["page"].split())
         return failed
     assert all(check.verdict != "FAILED" for check in checks)
     return {}
@@ -115,7 +119,10 @@ def test_every_break_is_named_and_a_benchmark_that_does_not_open_fails(tmp_path:
                                                                        check: str) -> None:
     root = MAKERS[layout](tmp_path / "root")
     BREAKS[layout][check](root)
-    assert check in failures(root, layout=layout)
+    failed = failures(root, layout=layout)
+    assert check in failed
+    for found in failed.values():  # own data is on no page
+        assert bool(found["page"]) == (layout != "pairs") and found["page"].startswith("http" * (layout != "pairs"))
     if check not in STILL_OPEN:
         with pytest.raises(UserError):
             open_layout(layout, root)
@@ -150,28 +157,105 @@ def test_names_of_any_bytes_are_written(tmp_path: Path, fill, capsys: pytest.Cap
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no picture")
     out = tmp_path / "checks.json"
-    with pytest.raises(UserError, match="checks of .* failed"):
+    with pytest.raises(ChecksFailed, match="checks of .* failed"):
         check_data(root=root, layout="folder", out=out)
     record = json.loads(out.read_text(encoding="utf-8"))
     found = {check["check"]: check["found"] for check in record["checks"]}
     assert record["root"] == rf"{tmp_path}/r\xff" and r"x\xff in " in found["folder: names"]
     assert r"/r\xff/d\xff" in found["folder: names"] and found["folder: names"].startswith("3 not so")
-    assert r"/r\xff/x\xff.png (its name is not UTF-8)" in found["folder: files"]
+    assert r"/r\xff/x\xff.jpg (its name is not UTF-8)" in found["folder: files"]
     assert r"x\xff in " in capsys.readouterr().out.replace("\n", "")
     assert scan({"": root}, samples=0).others == {r".\xfe": 1}
 
 
-def test_parts_that_overlap_are_refused(tmp_path: Path) -> None:
+def test_parts_that_overlap_fail(tmp_path: Path) -> None:
     root = MAKERS["disc"](tmp_path / "root")
     shutil.rmtree(root / "images" / "train")
     (root / "images" / "train").symlink_to(root / "images" / "references")
-    with pytest.raises(UserError, match="references .* and train .* are one folder"):
-        check_data(root=root)
+    failed = failures(root)
+    assert set(failed) == {"folders"} and "are one folder" in failed["folders"]["found"]
+    assert failed["folders"]["page"] == official.DISC_PAGE.url
     root = MAKERS["cd10k"](tmp_path / "cd10k")
-    with pytest.raises(UserError, match="original .* and distractors .* lie one within the other"):
-        check_data(root=root, layout="cd10k", distractors=root)
+    failed = failures(root, layout="cd10k", distractors=root)
+    assert "lie one within the other" in failed["folders"]["found"]
     root = make_pairs(tmp_path / "pairs", pictures=5, pairs=3, distractors=2, background=2, apart=True)
     assert "ground truth" in failures(root, layout="pairs", background=root / "references")
+
+
+def test_every_failure_names_the_page_of_what_failed(tmp_path: Path) -> None:
+    root = MAKERS["ndec"](tmp_path / "ndec")
+    shutil.rmtree(root / "DISC" / "images" / "train")
+    (root / "public_ground_truth_h5.csv").write_text("Q00000,R9\nQ9,R000000\n")
+    failed = failures(root, layout="ndec")
+    pages = {name: check["page"] for name, check in failed.items()}
+    ndec, disc = official.NDEC_PAGE.url, official.DISC_PAGE.url
+    assert pages == {"train: pictures": disc, "ground truth: queries": ndec,
+                     "ground truth: references": f"{ndec} {disc}"}
+    root = MAKERS["cd10k"](tmp_path / "cd10k")
+    shutil.rmtree(root / "distractors")
+    shutil.rmtree(root / "strong")
+    failed = failures(root, layout="cd10k")
+    assert failed["distractors: pictures"]["page"] == "http://www.multimediacommons.org"
+    assert failed["copydays: blocks"]["page"] == "https://lear.inrialpes.fr/~jegou/data.php#copydays"
+
+
+def test_what_this_project_made_is_on_no_page(tmp_path: Path) -> None:
+    root = MAKERS["disc"](tmp_path / "root")
+    (root / "benchmark.json").write_text("{}")
+    (root / "images" / "dev_queries" / "Q00004.jpg").write_bytes(b"")
+    failed = failures(root)["queries: decoding"]
+    assert failed["page"] == "" and "make it again, as benchmark.json says" in failed["advice"]
+
+
+def test_all_pictures_are_decoded_where_a_sample_misses_one(tmp_path: Path, fill,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path / "photos", [f"p{i}" for i in range(8)])
+    fill(root / "deep", ["z"])
+    drawn, = scan({"": root}, samples=1).sample
+    bad = next(path for path in root.glob("*.png") if path != drawn)
+    bad.write_bytes(b"no picture")
+    assert failures(root, layout="folder", samples=1) == {} == failures(root, layout="folder", samples=0)
+    for block in (100, 2):
+        monkeypatch.setattr(scanning, "BLOCK", block)
+        failed = failures(root, layout="folder", samples=None)
+        assert set(failed) == {"folder: decoding"} and failed["folder: decoding"]["expected"] == "all 9 decode"
+        assert failed["folder: decoding"]["found"].startswith(f"1 not so: {bad} (UnidentifiedImageError")
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
+    root = MAKERS["pairs"](tmp_path / "root")
+    sums = tmp_path / "sums"
+    check_data(root=root, layout="pairs", write_checksums=sums)
+    (root / "2024" / "photo1.jpg").write_bytes(b"no picture")
+    (root / "background" / "other1.jpg").unlink()
+    found = [failures(root, layout="pairs", samples=None, checksums=sums, workers=workers) for workers in (1, 2)]
+    assert found[0] == found[1]
+    assert set(found[0]) == {"folder: decoding", "checksums: files", "checksums: contents"}
+
+
+def test_a_few_files_start_no_processes_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def maps(workers: int | None) -> Iterator[Callable]:
+        yield lambda function, jobs, label: workers
+
+    monkeypatch.setattr(checking, "process_map", maps)
+    for workers, count, taken in ((None, checking.FEW - 1, 1), (None, checking.FEW, None), (3, 1, 3), (1, 9999, 1)):
+        with checking._processes(workers) as run:
+            assert run(abs, [0] * count, "label") == taken
+
+
+def test_blocks_keep_order_and_hold_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "BLOCK", 3)
+    taken, labels = [], []
+
+    def run(function: Callable, jobs: list[str], label: str) -> Iterator[int]:
+        labels.append(label)
+        return map(function, jobs)
+
+    results = in_blocks(run, len, (taken.append(i) or "x" * i for i in range(7)), "reading")
+    assert next(results) == ("", 0) and taken == [0, 1, 2]
+    assert [("", 0), *results] == [("x" * i, i) for i in range(7)]
+    assert labels == ["reading", "reading, 3 done", "reading, 6 done"]
 
 
 @pytest.fixture
@@ -279,6 +363,20 @@ def test_a_scan_sees_what_a_listing_sees(tmp_path: Path, fill) -> None:
     assert str(found.unusable) == rf"{tmp_path}/root/caf\xe9.png (its name is not UTF-8)"
 
 
+def test_a_walk_is_sorted_by_bytes(tmp_path: Path, fill) -> None:
+    for folder in ("a", "a-b", "b", "\U0001f600", "a/c", "a!"):
+        fill(tmp_path / folder, ["x", "a", "\uffff", ".h"])
+    fill(tmp_path, ["a", "b", "a.b"])
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "notes.txt").write_text("no picture")
+    plain = [os.fsencode(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")
+             if path.suffix == ".png" and path.name != ".h.png"]
+    assert list(map(os.fsencode, pictures(tmp_path))) == sorted(plain)
+    walked = [(os.path.join(top, file), f"{tmp_path}/{below}{file}") for top, below, file in walk(tmp_path)]
+    assert all(path == other for path, other in walked) and len(walked) == len(plain) + 2
+
+
 def test_the_sample_is_of_seed_and_paths_alone(tmp_path: Path, fill) -> None:
     fill(tmp_path / "one", [f"p{i}" for i in range(30)])
     fill(tmp_path / "other", [f"p{i}" for i in reversed(range(30))])
@@ -310,7 +408,11 @@ def test_numbered_names(ids: Ids) -> None:
     ({"layout": "coco"}, "layout='coco': expected one of disc, ndec, cd10k, pairs, folder"),
     ({"layout": "folder", "split": "final"}, "split=final says nothing about layout=folder"),
     ({"split": "test"}, "split='test': expected one of dev, final"),
-    ({"samples": -1}, "samples=-1"), ({"seed": 0.5}, "seed=0.5"),
+    ({"samples": -1}, "samples=-1.*null for every picture"), ({"seed": 0.5}, "seed=0.5"),
+    ({"workers": 0}, "workers=0: .*null for one process a core"), ({"workers": "all"}, "workers=all"),
+    ({"checksums": 3}, "^checksums=3: expected a path"), ({"checksums": "none"}, "checksums=none cannot be read"),
+    ({"write_checksums": 3}, "^write_checksums=3: expected a path"), ({"write_checksums": "/"}, "/ is a folder"),
+    ({"checksums": "a", "write_checksums": "b"}, "checksums=a and write_checksums=b: one of the two"),
     ({"root": "nowhere"}, "root=nowhere: no such folder"),
     ({"root": 2024}, "^root=2024: expected a path.*root=./2024"),
     ({"layout": ["disc"]}, r"layout=\['disc'\]: expected one of disc"),
@@ -324,14 +426,42 @@ def test_arguments_that_are_not_understood(tmp_path: Path, options: dict, said: 
         check_data(**{"root": tmp_path, **options})
 
 
-def test_the_command_exits_with_2_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+def command(*words: str) -> int:
+    """The exit code."""
+    try:
+        return cli.main(["check-data", *words])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def test_the_command_exits_with_1_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     root = MAKERS["disc"](tmp_path / "root")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["rdcd"])
-    assert cli.main(["check-data", f"root={root}", "samples=2"]) == 0
+    assert command(f"root={root}", "samples=2") == 0
     shutil.rmtree(root / "images" / "train")
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["check-data", f"root={root}", "samples=2"])
+    assert command(f"root={root}", "samples=2") == 1
     said = capsys.readouterr()
-    assert stopped.value.code == 2 and "train: pictures" in said.out and "1 of " in said.err
+    assert "train: pictures" in said.out and "1 of " in said.err
+    assert command(f"root={root}", "samples=-2") == 2 and capsys.readouterr().out == ""
+
+
+def test_standard_output_is_the_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    root = MAKERS["disc"](tmp_path / "root")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rdcd"])
+    sums = f"write_checksums={tmp_path / 'sums'}"
+    for code, words in ((0, ["samples=null", sums]), (1, []), (2, ["samples=-2"])):
+        assert command(f"root={root}", "out=-", *words) == code
+        said = capsys.readouterr()
+        if code == 2:
+            assert said.out == "" and "samples=-2" in said.err
+            continue
+        record = json.loads(said.out)
+        assert (record["failed"] > 0) == (code == 1) and "queries: pictures" in said.err
+        assert all(set(check) == {"check", "expected", "found", "verdict", "advice", "page"}
+                   for check in record["checks"])
+        shutil.rmtree(root / "images" / "train", ignore_errors=True)
+    assert not (tmp_path / "-").exists()

@@ -36,6 +36,8 @@ def test_roles_and_pairs(root: Path) -> None:
 def test_an_unknown_split_is_said(root: Path) -> None:
     with pytest.raises(UserError, match="split='test': expected one of dev, final"):
         open_benchmark(root, split="test")
+    with pytest.raises(UserError, match=r"split=\['dev'\]: expected one of dev, final"):
+        open_benchmark(root, split=["dev"])
 
 
 @pytest.mark.parametrize("absent", ["images/references", "images/train", "images/dev_queries",
