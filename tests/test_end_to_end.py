@@ -123,8 +123,8 @@ def test_extract_and_score_are_evaluate(place, tmp_path):
     expected = [{k: v for k, v in row.items() if k not in ("model", "dim")}
                 for row in rows(place / "metrics.csv") if row["model"] == "student"]
     found = rows(tmp_path / "scores" / "metrics.csv")
-    assert list(found[0]) == ["codec", "score_norm", "candidates", "uAP", "accuracy_at_1", "recall_at_p90",
-                              "threshold_at_p90"]
+    assert list(found[0])[:7] == ["codec", "score_norm", "candidates", "uAP", "accuracy_at_1", "recall_at_p90",
+                                  "threshold_at_p90"]
     assert found == expected
 
 
@@ -150,7 +150,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(place, tmp_path):
                      f"out={tmp_path}/out", "workers=0", "device=cpu", "protocol.codecs=[Flat]",
                      "protocol.score_norms=[null]", "protocol.size=32") == 0
     models = [row["model"] for row in rows(tmp_path / "out" / "metrics.csv")]
-    assert models == [f"{place.name} student", "teacher student", str(again)]
+    assert models == [f"{place.name} student", teacher, str(again)]
     assert len(list((tmp_path / "out" / "descriptors").glob("*/query.h5"))) == 3  # none beside the weights
 
 

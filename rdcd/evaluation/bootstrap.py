@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rdcd.errors import UserError, check_number
-from rdcd.evaluation.copydays import label_copydays, trapezoids
 from rdcd.evaluation.metrics import PRECISION, label_rows
+from rdcd.evaluation.metrics_copydays import label_copydays, trapezoids
 from rdcd.retrieval.descriptors import some
 from rdcd.retrieval.knn import Matches
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from rdcd.evaluation.bootstrap import interval
 from rdcd.evaluation.cases import ModelResult
-from rdcd.evaluation.copydays import CopydaysMetrics
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics
 from rdcd.evaluation.report_page import metric, percent, row_name, score, text
 from rdcd.evaluation.score import ScoreRow
 

@@ -9,8 +9,8 @@ import numpy as np
 from rdcd.data.ground_truth import read_ground_truth, read_ids
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
-from rdcd.evaluation.copydays import CopydaysMetrics, evaluate_copydays
 from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches, queries_above
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics, evaluate_copydays
 from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_predictions
 from rdcd.files import check_output, sha256
 from rdcd.provenance import provenance

@@ -5,8 +5,8 @@ import pytest
 
 from rdcd.errors import UserError
 from rdcd.evaluation.bootstrap import Difference, QueryBootstrap, interval, paired_difference
-from rdcd.evaluation.copydays import evaluate_copydays
 from rdcd.evaluation.metrics import evaluate_matches
+from rdcd.evaluation.metrics_copydays import evaluate_copydays
 from rdcd.retrieval.knn import Matches
 
 NAMES = ("uAP", "accuracy_at_1", "recall_at_p90")

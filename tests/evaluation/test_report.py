@@ -15,9 +15,9 @@ from rdcd.errors import UserError
 from rdcd.evaluation import plots
 from rdcd.evaluation.bootstrap import QueryBootstrap
 from rdcd.evaluation.cases import NO_EDIT, ModelResult
-from rdcd.evaluation.copydays import CopydaysMetrics
 from rdcd.evaluation.differences import differences
 from rdcd.evaluation.metrics import Metrics, evaluate_matches
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics
 from rdcd.evaluation.report import write_report
 from rdcd.evaluation.report_gallery import SHOWN
 from rdcd.evaluation.score import ScoreRow

@@ -7,7 +7,7 @@ import pytest
 from rdcd.data.ground_truth import write_ground_truth
 from rdcd.errors import UserError
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
-from rdcd.evaluation.copydays import CopydaysMetrics, evaluate_copydays
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics, evaluate_copydays
 from rdcd.evaluation.score import as_record, score, score_copydays, score_descriptors
 from rdcd.files import sha256
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors

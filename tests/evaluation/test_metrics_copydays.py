@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdcd.errors import UserError
-from rdcd.evaluation.copydays import CopydaysMetrics, copydays_pairs, evaluate_copydays
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics, copydays_pairs, evaluate_copydays
 from rdcd.retrieval.knn import Matches
 
 
