@@ -1,7 +1,8 @@
 """Fill the result tables of the documents from result files: no number in them is typed by hand.
 
 A block `<!-- results FILE[:MODEL,…] … -->` … `<!-- end -->` in README.md or docs/*.md holds the table of the
-named `docs/results/FILE.json`, which are `metrics.json` files as the tool wrote them. A block `<!-- published -->` …
+named `docs/results/FILE.json`, which are `metrics.json` files as the tool wrote them; `<!-- differences … -->` that of
+the paired differences in them, of the first model and the named others. A block `<!-- published -->` …
 `<!-- end -->` holds the rows of docs/results/published.json, reported by others, with ours beside them where there is a
 `docs/results/EXPERIMENT.json`. Run after adding one:
 
@@ -17,11 +18,16 @@ RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- (results|differences|published) ?([^>]*?) -->\n).*?(<!-- end -->)", re.S)
 
 
+def chosen(selection: str) -> tuple[str, list[str] | None]:
+    """Return (file, models) of a `FILE[:MODEL,…]`, underscores for the spaces of a model's name; None: all."""
+    name, _, models = selection.partition(":")
+    return name, [model.replace("_", " ") for model in models.split(",")] if models else None
+
+
 def rows(selection: str) -> list[dict]:
     """Return the rows of one `FILE[:MODEL,…]`, each with `file` added."""
-    name, _, models = selection.partition(":")
+    name, wanted = chosen(selection)
     content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    wanted = [model.replace("_", " ") for model in models.split(",")] if models else None
     return [row | {"file": name} for row in content["rows"] if wanted is None or row["model"] in wanted]
 
 
@@ -49,12 +55,12 @@ def figure(row: dict, metric: str) -> str:
 
 
 def compared(selections: list[str]) -> str:
-    """Return a Markdown table of the paired differences that the named files hold, of normalized scores."""
+    """Return a Markdown table of the paired differences with the named models, of normalized scores."""
     lines = ["| result file | models | codec | µAP_SN, points | 95 % interval |", "|---|---|---|--:|--:|"]
-    for name in selections:
+    for name, wanted in map(chosen, selections):
         content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for row in content["differences"]:
-            if row["score_norm"]:
+            if row["score_norm"] and (wanted is None or row["other"] in wanted):
                 difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("uAP", "uAP_low", "uAP_high"))
                 lines.append(f"| {name} | {row['model']} − {row['other']} | `{row['codec']}` | {difference} | "
                              f"{low} … {high} |")
