@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import rdcd
@@ -111,6 +112,7 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    refused = None
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             if multirun:
@@ -119,8 +121,11 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
                              if o.value_type is not ValueType.GLOB_CHOICE_SWEEP]
             config = compose(command, overrides=overrides, return_hydra_config=False)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(command, str(error), overrides)) from None
-    known = {key.split(".")[0] for key in _keys(command, overrides)} | {"_target_"}
+            refused = error
+    if refused is not None:  # explained outside: the explanation composes, too
+        raise UserError(_explain(command, str(refused), overrides))
+    known = {key.split(".")[0] for key, _, _ in _entries(config_dir() / f"{command}.yaml")}
+    known |= {*_slots(command), "_target_"}
     if unknown := [str(key) for key in config if key not in known]:  # `+key=value` passes struct mode
         raise UserError(_no_key(command, unknown[0], overrides))
     _check_switches(config)
@@ -263,7 +268,8 @@ def _option_entries(path: Path) -> list[tuple[str, str, str]]:
         entries |= {key: (value, comment) for key, value, comment in _option_entries(path.with_name(f"{base}.yaml"))}
     for key, value, comment in _entries(path):
         if value or comment:  # else it opens a block
-            entries[key] = value, comment or entries.get(key, ("", ""))[1]
+            known = entries.get(key, ("", ""))[1]
+            entries[key] = value, f"{known}; here: {comment}" if known and comment else known or comment
     return [(key, value, comment) for key, (value, comment) in entries.items()]
 
 
@@ -282,28 +288,62 @@ def _slots(command: str, overrides: list[str] = ()) -> dict[str, str]:
     return slots | given
 
 
+def _composed(command: str, overrides: list[str] = ()) -> dict[str, object]:
+    """Return dotted key → value, as written, of a command with the choices of slots that are among `overrides`."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    chosen = [word for word in overrides if _slots(command, [word]) != _slots(command)]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = OmegaConf.to_container(compose(command, overrides=chosen), resolve=False)
+
+    def leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            elif not key.startswith("_") and "_here_" not in str(value):
+                yield prefix + key, value
+
+    return dict(leaves(config))
+
+
 def _keys(command: str, overrides: list[str] = ()) -> list[str]:
-    keys = [key for key, _, _ in _entries(config_dir() / f"{command}.yaml")]
-    for slot, choice in _slots(command, overrides).items():
-        keys.append(slot)
-        path = config_dir() / slot / f"{choice}.yaml"
-        keys += [f"{slot}.{key}" for key, _, _ in _option_entries(path)]
-    return keys
+    """Return every key of a command, slots and blocks included."""
+    keys = dict.fromkeys([*_slots(command), *(key for key, _, _ in _entries(config_dir() / f"{command}.yaml"))])
+    for key in _composed(command, overrides):
+        parts = key.split(".")
+        keys |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return list(keys)
 
 
 def _help(command: str, description: str, overrides: list[str]) -> str:
-    def rows(entries, prefix=""):
-        return [f"  {prefix + key + '=' + value:<44} {comment}" for key, value, comment in entries if value or comment]
+    slots, values = _slots(command, overrides), _composed(command, overrides)
+    comments = {key: comment for key, _, comment in _entries(config_dir() / f"{command}.yaml")}
+    for slot, choice in slots.items():
+        entries = _option_entries(config_dir() / slot / f"{choice}.yaml")
+        comments |= {f"{slot}.{key}": comment for key, _, comment in entries}
+
+    def rows(keys: Iterable[str]) -> list[str]:
+        return [f"  {key + '=' + _shown(values[key]):<43}  {comments.get(key, '')}" for key in keys]
 
     lines = [f"usage: rdcd {command} [key=value …]", "", description, "", "keys:"]
-    slots = _slots(command, overrides)
-    lines += rows(e for e in _entries(config_dir() / f"{command}.yaml") if e[0] not in slots)
+    lines += rows(key for key in values if key.partition(".")[0] not in slots)
     for slot, choice in slots.items():
         lines += ["", f"{slot}={choice}   (choices: {', '.join(_choices(slot))})"]
-        path = config_dir() / slot / f"{choice}.yaml"
-        lines += rows(_option_entries(path), f"{slot}.")
+        lines += rows(key for key in values if key.startswith(f"{slot}."))
     if slots:
         lines += ["", f"Other choices have other keys: `rdcd {command} {next(iter(slots))}=NAME --help` lists them."]
     lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
               "--cfg job prints the configuration."]
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """Write a value as a YAML does."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML takes 1e-06 for text
+    return f'"{value}"' if isinstance(value, str) and set(value) & set(",[]{}") and "${" not in value else str(value)

@@ -40,7 +40,9 @@ ready() {
         '') # an environment that cannot be written need not hold the package: the scripts run the checkout
             if [ -w "$prefix" ]; then package=rdcd; else package=; fi
             "$python" "$root/scripts/prepared.py" ${package:+"$package"} ${extra:+"$extra"} ;;
-        *) return 1 ;;
+        *" $root" | *" $root test") return 1 ;;
+        *) # set up by another checkout, whose it stays where it has all that this one needs: scripts run the checkout
+            [ "$prefix" != "$root/.venv" ] && "$python" "$root/scripts/prepared.py" ${extra:+"$extra"} ;;
     esac
 }
 

@@ -225,9 +225,10 @@ def test_without_intervals(tmp_path):
 
 
 @pytest.mark.parametrize(("protocol", "words", "said"), [
-    ("cd10k", [], "missing original"), ("ndec", [], "no NDEC benchmark|missing NDEC_test_query"),
-    ("pairs", [], "pairs"), ("disc", ["data.pairs=x.csv"], "data.pairs=x.csv|pairs=x.csv says nothing about"),
-    ("disc_final", [], "final_queries")])
+    ("cd10k", [], "missing original"), ("ndec", [], "is no NDEC root: missing NDEC_test_query"),
+    ("pairs", [], "no file .*pairs.csv of known copies"),
+    ("disc", ["data.pairs=x.csv"], "pairs=x.csv says nothing about layout=disc"),
+    ("disc_final", [], "missing .*final_queries")])
 def test_another_layout_is_said(tmp_path, capsys, protocol, words, said):
     root = make_disc(tmp_path / "disc")
     assert rdcd("evaluate", f"protocol={protocol}", "checkpoint=thumbnail", f"data.root={root}", "out=out", *words) == 2

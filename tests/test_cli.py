@@ -83,7 +83,7 @@ def test_help_has_the_keys_that_an_option_inherits(capsys) -> None:
 
 def test_help_is_cheap_and_survives_a_closed_pipe() -> None:
     code = ("import sys; from rdcd.cli import main; main(['--help']); main(['train', '--help']); "
-            "print({'torch', 'hydra', 'omegaconf', 'numpy', 'PIL'} & set(sys.modules))")
+            "print({'torch', 'numpy', 'PIL'} & set(sys.modules))")
     done = shell(f'"$PY" -c "{code}"')
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done.stderr
     for words in ("--help", "train --help"):
@@ -233,3 +233,22 @@ def test_switches_and_chosen_keys_are_checked(capsys, words: list[str], said: st
     assert run(*words) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["score"], ["train", "data=disc2021"],
+                                   *(["train", f"experiment={path.stem}"] for path in
+                                     sorted((CONFIGS / "experiment").glob("*.yaml")))], ids=" ".join)
+def test_help_shows_the_keys_there_are_with_the_values_they_have(capsys, words: list[str]) -> None:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    assert run(*words, "--help") == 0
+    shown = dict(re.findall(r"^  ([a-z][\w.]*)=(.*?)(?:  |$)", capsys.readouterr().out, flags=re.M))
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose(words[0], overrides=words[1:]), resolve=False)
+    for key, value in shown.items():
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        assert "${" in value or yaml.safe_load(value) == node, key
+    assert len(shown) > 10 and not any(key.startswith("experiment") for key in shown)

@@ -91,7 +91,7 @@ def check_pairs(path: Path, pairs: Sequence[tuple[str, str]], queries: Manifest,
             raise UserError(f"{path} names {len(absent)} of {len(ids)} {role} ids that are no picture under "
                             f"{pictures.root}, such as {', '.join(absent[:3])} (there: "
                             f"{', '.join(pictures.names[:2])}): add the pictures, or take the ground truth that "
-                            f"belongs to these")
+                            f"belongs to these (a header, if any, is query_id,reference_id)")
 
 
 def is_benchmark(root: str | Path) -> bool:

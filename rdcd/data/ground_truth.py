@@ -44,7 +44,8 @@ def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
                 place = f"{path}, line {reader.line_num}"
                 if len(row) != 2:
                     raise UserError(f"{place}: {len(row)} columns ({','.join(row)[:80]!r}), expected two, "
-                                    "query_id,reference_id; leave the reference empty for a distractor query")
+                                    "query_id,reference_id, with a comma between; leave the reference empty for a "
+                                    "distractor query")
                 if not row[0]:
                     raise UserError(f"{place}: empty query id before reference {row[1]!r}; "
                                     "expected query_id,reference_id: fill it in or remove the line")

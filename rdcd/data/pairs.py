@@ -40,7 +40,8 @@ def open_pairs(root: str | Path, *, pairs: str | Path | None = None, background:
         raise UserError(f"data.root={root}: no such folder; expected a folder of pictures")
     if not table.is_file():
         raise UserError(f"no file {table} of known copies (in {root}: {whats_there(root)}): expected a CSV of "
-                        f"query_id,reference_id; name it with pairs=FILE")
+                        f"query_id,reference_id; name the folder and its CSV: data.root=DIR data.pairs=FILE of "
+                        f"`rdcd evaluate`, root=DIR pairs=FILE of `rdcd check-data`")
     known = read_ground_truth(table)
     if not known:
         raise UserError(f"{table} gives no pair, so there is nothing to find: expected lines of query_id,reference_id")

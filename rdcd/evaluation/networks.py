@@ -14,8 +14,8 @@ from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import load_student
 from rdcd.models.zoo import ZOO, load_zoo
 
-FORMS = (f"student.safetensors, a .ckpt, thumbnail, {', '.join(HASHES)}, NAME or NAME:FILE of the zoo "
-         f"({', '.join(ZOO)}), timm:TRUNK or timm:TRUNK:FILE")
+FORMS = (f"student.safetensors, a .ckpt, (to evaluate) a run folder or latest, thumbnail, {', '.join(HASHES)}, NAME or "
+         f"NAME:FILE of the zoo ({', '.join(ZOO)}), timm:TRUNK or timm:TRUNK:FILE")
 
 
 def is_named(model: str | Path) -> bool:

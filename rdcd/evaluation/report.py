@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rdcd.errors import UserError
 from rdcd.evaluation.cases import FamilyScore, ModelResult, Outcome, by_family, pair_outcomes, score_group
+from rdcd.evaluation.metrics_copydays import CopydaysMetrics
 from rdcd.evaluation.plots import (
     PAGE,
     Curves,
@@ -83,6 +84,8 @@ def _lead(protocol: str, results: Sequence[ModelResult], pairs: Sequence[tuple[s
     said = "".join(f" Candidates {rule}: {CANDIDATES.get(rule, 'a rule of its own')}."
                    for rule in sorted(rules) if rule not in protocol)
     matches = results[0].headline.matches
+    if isinstance(results[0].headline.metrics, CopydaysMetrics):
+        said += " Scores are minus the squared L2 distance."
     return text(f"Protocol {protocol}.{said} {len(pairs):,} ground-truth pairs, {len(matches):,} scored "
                 f"pairs of {len(set(matches.queries.tolist())):,} queries.")
 

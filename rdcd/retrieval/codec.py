@@ -63,8 +63,9 @@ class Codec:
         if self.trained:
             return
         if background is None:
-            raise UserError(f"{self._name} has to be trained and no background was given; expected "
-                            "background descriptors: give background=FILE, or use the codec 'Flat'")
+            raise UserError(f"{self._name} has to be trained and no background was given; expected background "
+                            "descriptors: give background=FILE (of `rdcd evaluate`, data.background=DIR), or use the "
+                            "codec 'Flat'")
         for pca in self._pcas:
             if len(background) <= pca.d_out:  # n centred vectors span at most n - 1 directions
                 raise UserError(f"{self._name} needs more than {pca.d_out} background vectors and got "

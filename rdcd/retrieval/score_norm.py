@@ -63,7 +63,8 @@ def background_products(queries: np.ndarray, background: np.ndarray | None, dept
     if background is None or len(background) < depth:
         had = "none was given" if background is None else f"got {len(background)}"
         raise UserError(f"score normalization needs a background of at least {depth} vectors, {had}; "
-                        "give background=FILE with enough of them, or score_norms=[null] for none")
+                        "give background=FILE (of `rdcd evaluate`, data.background=DIR) with enough of them, or "
+                        "score_norms=[null] for none")
     return nearest(queries, background, depth, label=label)[0]
 
 

@@ -26,6 +26,7 @@ from rdcd.models.zoo import ZooTeacher
 from rdcd.training import collectives
 from rdcd.training.datamodule import DataSettings
 from rdcd.training.fit import LICENCE, Run, TrainerSettings, device_of, fit, seed_all
+from rdcd.training.objectives import RDCD
 
 __all__ = ["TrainerSettings", "TeacherFile", "TrainedHere", "find_run", "train"]
 
@@ -214,7 +215,11 @@ def _train_student(run: Run, student: partial, loss: Callable[..., torch.nn.Modu
             save_student(run.folder / "untrained.safetensors", made, size=size, resize=resize,
                          card={"training": {"seed": run.seed, "steps": 0}, "licence": LICENCE,
                                "provenance": provenance.provenance(seed=run.seed, device=device_of(trainer))})
-    fit(run, run.folder, made, loss(made, teacher), trainer, data, label="student", size=size,
+    objective = loss(made, teacher)
+    if isinstance(objective, RDCD) and not objective.contrastive_weight and made.projector is not None:
+        print(f"note: nothing trains the projector to {made.dim} numbers, which stays random: the relational term ends "
+              f"before it; student.dim=null leaves it out")
+    fit(run, run.folder, made, objective, trainer, data, label="student", size=size,
          card={"teacher_sha256": guide and guide.sha256})
     return models
 

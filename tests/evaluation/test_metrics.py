@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rdcd.errors import UserError
-from rdcd.evaluation.metrics import Metrics, evaluate_matches, precision_recall
+from rdcd.evaluation.metrics import Metrics, evaluate_matches, precision_recall, queries_above
 from rdcd.retrieval.knn import Matches
 
 
@@ -117,3 +117,10 @@ def test_everything_found():
 def test_mistakes(rows, pairs, message, measure):
     with pytest.raises(UserError, match=message):
         measure(matches(*rows), pairs)
+
+
+def test_queries_above_a_threshold_count_those_at_it_once():
+    matches = Matches(np.array(["a", "a", "b", "c", "d"]), np.array(["r", "s", "r", "r", "r"]),
+                      np.array([0.9, 0.8, 0.5, 0.4999, 0.7], np.float32))
+    assert queries_above(matches, ["a", "b", "c", "missing"], 0.5) == 2
+    assert queries_above(matches, ["c"], 0.5) == 0 and queries_above(matches, ["a"], None) is None

@@ -20,6 +20,7 @@ from rdcd.evaluation.metrics import Metrics, evaluate_matches
 from rdcd.evaluation.metrics_copydays import CopydaysMetrics
 from rdcd.evaluation.report import write_report
 from rdcd.evaluation.report_gallery import SHOWN
+from rdcd.evaluation.report_scores import compared
 from rdcd.evaluation.score import ScoreRow
 from rdcd.retrieval.knn import Matches
 
@@ -291,3 +292,11 @@ def test_copydays_has_its_own_columns(tmp_path):
     page = Page(render(tmp_path, results=[ModelResult("student", {}, [row])], pairs=pairs))
     assert "strong mAP, %" in page.text and "87.50" in page.text and "62.50" in page.text
     assert "recall@P90" not in page.text
+
+
+@pytest.mark.parametrize(("low", "high", "bold"), [(0.001, 0.02, True), (-0.02, -0.001, True), (-0.01, 0.01, False),
+                                                   (0.0, 0.02, False)])
+def test_a_difference_is_bold_where_its_interval_leaves_out_0(low, high, bold):
+    row = {"model": "a", "other": "b", "codec": "Flat", "score_norm": None, "uAP": 0.005, "uAP_low": low,
+           "uAP_high": high}
+    assert ('class="n beyond"' in compared([row])) is bold

@@ -138,6 +138,20 @@ def test_moved_checkout_is_installed_from_its_new_place(machine: Machine) -> Non
     assert len(calls) == 2 and f"-e {machine.root}" in calls[1]
 
 
+def test_an_environment_that_another_checkout_set_up_stays_its_own(machine: Machine) -> None:
+    machine.on_path("usr")
+    python = machine.run("scripts/setup.sh")[1].strip()
+    record = Path(python).parents[1] / ".rdcd-setup"
+    before = record.read_text()
+    shutil.copytree(machine.root, machine.folder / "second", ignore=shutil.ignore_patterns(".venv"))
+    machine.root = machine.folder / "second"
+    (Path(python).parent / "facts").write_text("PREPARED=yes\n")
+    code, out, _, calls = machine.run("scripts/setup.sh", RDCD_PYTHON=python)
+    assert (code, out.strip(), calls) == (0, python, []) and record.read_text() == before
+    (Path(python).parent / "facts").write_text("PREPARED=no\n")  # it lacks something: installed, for this one now
+    assert any(f"-e {machine.root}" in call for call in machine.run("scripts/setup.sh", RDCD_PYTHON=python)[3])
+
+
 def test_interrupted_install_is_mended_by_the_next_run(machine: Machine) -> None:
     machine.on_path("usr")
     machine.fail_pip.touch()
