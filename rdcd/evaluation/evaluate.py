@@ -102,10 +102,14 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
     benchmark = open_layout(protocol.layout, root, split=protocol.split, pairs=data.pairs, background=data.background,
                             distractors=data.distractors)
     return measure(models, benchmark=benchmark, protocol=protocol, out=Path(out),
-                   title=f"Evaluation of {', '.join(run.name for run in runs) or ', '.join(models)}",
+                   title=f"Evaluation of {_listed([run.name for run in runs] or list(models))}",
                    batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
                    curves=read_curves(runs[0] / "logs") if runs else None,
                    seed=read_run(runs[0])["seed"] if runs else None, allow_torchscript=allow_torchscript)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def distinct(candidates: Sequence[Sequence[str]]) -> list[str]:

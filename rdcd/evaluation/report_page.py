@@ -78,6 +78,7 @@ nav a:hover, nav a:focus { text-decoration: underline; }
   font-variant-numeric: tabular-nums; }
 .tile span { font-size: .85rem; }
 td.beyond { font-weight: 600; }
+td small { display: block; font-size: .8rem; }
 td small, .tile b small { color: var(--soft); font-weight: 400; }
 .tile b small { display: inline; font-size: .85rem; letter-spacing: 0; }
 .tile small small { display: inline; }
