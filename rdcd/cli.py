@@ -217,6 +217,7 @@ def _resumed(config, words: list[str]):
         except OmegaConfBaseException:
             raise UserError(f"no key {key!r} in {run / 'config.yaml'}, the configuration of the run that is "
                             f"resumed") from None
+    _check_switches(saved)
     OmegaConf.set_struct(saved, False)
     return OmegaConf.merge(saved, {"resume": str(run), "run_dir": str(run)})
 

@@ -197,6 +197,8 @@ def test_resume_as_it_was_keeps_the_configuration(place, tmp_path):
     ("student=efficientnet_b0", "student=efficientnet_b0 cannot change it"),
     ("~baselines", "~baselines: expected key=value"),
     ("+trainer.more=1", r"\+trainer.more=1: expected key=value"),
+    ("baselines=thumbnial", "did you mean thumbnail"),
+    ("student.zero_init_residual=no", "student.zero_init_residual=no: expected true or false"),
     ("seed=1,2", "seed=1,2: expected key=value")])
 def test_what_a_resumed_run_cannot_take_is_said(place, capsys, word, said):
     assert rdcd_main("train", f"resume={place}", word) == 2
