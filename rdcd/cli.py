@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     if command not in known:
         return _fail(f"no command {command!r}: expected one of {', '.join(known)}"
                      + _did_you_mean(command, known) + "; `rdcd --help` describes them")
-    if "-h" in overrides or "--help" in overrides:
-        return _say(_help(command, known[command], overrides))
     try:
+        if "-h" in overrides or "--help" in overrides:
+            return _say(_help(command, known[command], overrides))
         return _run(command, overrides)
     except UserError as error:
         return _fail(str(error), error.code)
@@ -77,6 +77,7 @@ def _run(command: str, overrides: list[str]) -> int:
         try:
             if resume:
                 words, config = [*words, *others], _resumed(config, others)
+            _check_switches(config, resolve=True)  # of every run of a sweep
             line = shlex.join(["rdcd", command, *words])
             provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
@@ -84,6 +85,10 @@ def _run(command: str, overrides: list[str]) -> int:
             raise SystemExit(_fail(str(error), error.code)) from None
         except hydra.errors.InstantiationException as error:
             cause = error.__cause__
+            if isinstance(cause, TypeError) and (key := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
+                place = re.search(r"full_key: (\S+)", str(error))
+                raise SystemExit(_fail(f"{place[1] if place else 'a choice'} takes no key {key[1]!r}: an experiment "
+                                       f"sets it for another choice; leave out either")) from None
             if isinstance(cause, UserError):
                 raise SystemExit(_fail(str(cause), cause.code)) from None
             raise cause or error from None
@@ -155,7 +160,7 @@ def _no_key(command: str, key: str, overrides: list[str]) -> str:
             f"`rdcd {command}{chosen} --help` lists all keys")
 
 
-def _check_switches(config) -> None:
+def _check_switches(config, *, resolve: bool = False) -> None:
     """Refuse words for true and false: Hydra takes `no` and `off` for text, which counts as true."""
     from omegaconf import OmegaConf
 
@@ -168,7 +173,7 @@ def _check_switches(config) -> None:
                     raise UserError(f"{place}{key}={value}: expected true or false")
                 look(value, f"{place}{key}.")
 
-    look(OmegaConf.to_container(config, resolve=False), "")
+    look(OmegaConf.to_container(config, resolve=resolve), "")
 
 
 def _switches(path: Path) -> list[str]:
@@ -217,7 +222,6 @@ def _resumed(config, words: list[str]):
         except OmegaConfBaseException:
             raise UserError(f"no key {key!r} in {run / 'config.yaml'}, the configuration of the run that is "
                             f"resumed") from None
-    _check_switches(saved)
     OmegaConf.set_struct(saved, False)
     return OmegaConf.merge(saved, {"resume": str(run), "run_dir": str(run)})
 
@@ -318,6 +322,10 @@ def _keys(command: str, overrides: list[str] = ()) -> list[str]:
 
 
 def _help(command: str, description: str, overrides: list[str]) -> str:
+    for slot, _, choice in (word.partition("=") for word in overrides):
+        if slot in _slots(command) and choice not in (*_choices(slot), "null"):
+            raise UserError(f"no choice {choice!r} for {slot}: expected one of {', '.join(_choices(slot))}"
+                            f"{_did_you_mean(choice, _choices(slot))}")
     slots, values = _slots(command, overrides), _composed(command, overrides)
     comments = {key: comment for key, _, comment in _entries(config_dir() / f"{command}.yaml")}
     for slot, choice in slots.items():

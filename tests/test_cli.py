@@ -214,6 +214,11 @@ def test_console_of_an_ordinary_process(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "metrics.csv").is_file() and not (tmp_path / "out2").exists()
 
 
+def test_help_of_a_choice_that_is_not_there(capsys) -> None:
+    assert run("train", "experiment=rdcd_effb_64", "--help") == 2
+    assert "no choice 'rdcd_effb_64' for experiment" in capsys.readouterr().err
+
+
 def test_help_lists_the_keys_of_what_is_chosen(capsys) -> None:
     assert run("train", "teacher=sscd_disc_mixup", "loss=sscd", "--help") == 0
     said = capsys.readouterr().out

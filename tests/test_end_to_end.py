@@ -328,6 +328,33 @@ def test_every_experiment_runs(experiment, place, released, tmp_path):
         assert {row["model"] for row in table} <= {"student", "teacher"}
 
 
+def test_an_experiment_beside_another_choice_of_slots_is_said(tmp_path, capsys):
+    assert rdcd_main("train", "experiment=smoke", "teacher=none", "data.root=bench", "trainer.accelerator=cpu",
+                     f"run_dir={tmp_path}/run") == 2
+    error = capsys.readouterr().err
+    assert "teacher takes no key 'student': an experiment sets it for another choice" in error
+    assert error.count("\n") == 1
+
+
+def test_every_run_of_a_sweep_has_its_switches_checked(place, tmp_path, capsys, monkeypatch):
+    bench = Path("bench").resolve()
+    monkeypatch.chdir(tmp_path)
+    words = tiny(f"data.root={bench}", "teacher=file", f"teacher.path={place}/teacher", "baselines=[]")
+    assert rdcd_main("train", "--multirun", "trainer.sync_batchnorm=true,no", *words) == 2
+    assert "trainer.sync_batchnorm=no: expected true or false" in capsys.readouterr().err
+    assert len(runs()) == 1  # the first alone
+
+
+def test_a_torchscript_baseline_is_allowed_with_the_teacher(released, tmp_path):
+    path = tmp_path / "teacher.pt"
+    synthetic_checkpoint("sscd_disc_mixup", "torchscript", path)
+    words = ["student=none", "teacher=sscd_disc_mixup", f"teacher.path={path}", "teacher.allow_torchscript=true",
+             f"baselines=['sscd_disc_mixup:{path}']", "data.root=bench", f"run_dir={tmp_path}/run", "name=x"]
+    assert rdcd_main("train", *tiny(*words)) == 0
+    models = [row["model"] for row in rows(tmp_path / "run" / "metrics.csv")]
+    assert set(models) == {"teacher", f"sscd_disc_mixup:{path}"}
+
+
 def test_sscd_without_teacher_on_a_plain_folder(place, tmp_path):
     words = tiny("loss=sscd", "teacher=none", "data.root=bench/images/train", f"run_dir={tmp_path}/run")
     assert rdcd_main("train", *words) == 0

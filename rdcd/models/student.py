@@ -120,7 +120,7 @@ def check_size(network: nn.Module, size: int, *, name: str, key: str) -> None:
     """Refuse a size of square pictures that a network does not take, such as a transformer of fixed positions.
 
     Args:
-        network: has `embed`; its mode is kept.
+        network: has `embed`; all of it is in the mode of its whole afterwards.
         size: side in pixels.
         name: what the message calls the network.
         key: the setting that the size comes from.

@@ -56,7 +56,7 @@ def check_resumable(checkpoint: dict, module: LightningModule, *, path: Path) ->
     for key, name in (("batch_size", "data.batch_size"), ("view_size", "data.size"), ("objective", "loss"),
                       ("pictures", "the number of training pictures"), ("teacher_sha256", "a teacher with the hash")):
         if card.get(key) != present.get(key):
-            raise UserError(f"{path} was written at {name} {card.get(key)}, this run has {present[key]}: continue "
+            raise UserError(f"{path} was written at {name} {card.get(key)}, this run has {present.get(key)}: continue "
                             f"with the former, or start a new run")
     check_fit(module.state_dict(), checkpoint["state_dict"], path=path,
               what="this run's networks and queues (student.*, loss.queue_size)")

@@ -103,7 +103,8 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     share_cores(device, threads=trainer.threads)
     if student is None and teacher is None:
         raise UserError("student=none and teacher=none leave nothing to train or measure: choose one of them")
-    rows_beside = _baselines(baselines)
+    allow_torchscript = getattr(teacher, "allow_torchscript", False)
+    rows_beside = _baselines(baselines, allow_torchscript=allow_torchscript)
     check_path("run_dir", run_dir, null="a new folder under runs/")
     check_path("resume", resume, null="a new run")
     folder = Path(collectives.first_says(find_run(resume) if resume else _new_folder(run_dir, name)))
@@ -136,7 +137,7 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     write_json(folder / "run.json", {"models": models, "data_root": str(root.resolve()), "seed": seed, "name": name})
     if benchmark is not None:
         rows = evaluate_run(folder, out=folder, benchmark=benchmark, protocol=protocol, workers=data.worker_count,
-                            device=device, allow_torchscript=getattr(teacher, "allow_torchscript", False))
+                            device=device, allow_torchscript=allow_torchscript)
         if student is not None:
             extend_card(folder / models["student"], thresholds=[
                 {"codec": row["codec"], "score_norm": row["score_norm"], "precision": 0.9,
@@ -147,7 +148,7 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     return folder
 
 
-def _baselines(baselines: list[str] | str | None) -> dict[str, str]:
+def _baselines(baselines: list[str] | str | None, *, allow_torchscript: bool) -> dict[str, str]:
     """Return name → model of further rows of the table, each loaded once: a mistake shows before the training."""
     found = {}
     for model in [baselines] if isinstance(baselines, str) else baselines or []:
@@ -158,7 +159,7 @@ def _baselines(baselines: list[str] | str | None) -> dict[str, str]:
             if name in ("student", "teacher", "untrained", *found):
                 name = str(model)
         if name != "untrained":
-            load_network(model)
+            load_network(model, allow_torchscript=allow_torchscript)
         found[name] = str(model)
     return found
 
