@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import make_cd10k, make_disc, make_ndec, make_pairs, make_sscd
+from oracles import trapezoids
 from PIL import Image
 
 from rdcd import provenance
@@ -131,16 +132,6 @@ def test_ndec_counts_hard_negatives_above_the_threshold(tmp_path, listed, capsys
     said = json.loads(Path("out/metrics.json").read_text())["provenance"]["benchmark"]["hard_negatives_from"]
     assert said == ("hard_negatives.csv" if listed else "queries without a pair")
     assert "hard negatives above" in Path("out/report.html").read_text() and "hard neg." in capsys.readouterr().out
-
-
-def trapezoids(rows, positives):
-    area, hits = 0.0, 0
-    for rank, (_, hit) in enumerate(rows):
-        if hit:
-            before = 1.0 if rank == 0 else hits / rank
-            hits += 1
-            area += (before + hits / (rank + 1)) / 2 / positives
-    return area
 
 
 def test_cd10k_is_its_definition(tmp_path, capsys):

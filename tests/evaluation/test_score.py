@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from oracles import trapezoids
 
 from rdcd.data.ground_truth import write_ground_truth
 from rdcd.errors import UserError
@@ -261,18 +262,8 @@ def copydays_oracle(query, distractors, transform, k):
                 for distance, other in rows]
         pooled += rows
         if name.startswith("strong/"):
-            strong.append(trapezoid(rows, 1))
-    return sum(strong) / len(strong), trapezoid(sorted(pooled), len(query.known))
-
-
-def trapezoid(rows, positives):
-    area, hits = 0.0, 0
-    for rank, (_, hit) in enumerate(rows):
-        if hit:
-            before = 1.0 if rank == 0 else hits / rank
-            hits += 1
-            area += (before + hits / (rank + 1)) / 2 / positives
-    return area
+            strong.append(trapezoids(rows, 1))
+    return sum(strong) / len(strong), trapezoids(sorted(pooled), len(query.known))
 
 
 @pytest.mark.parametrize("seed", range(6))
