@@ -10,28 +10,15 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import rdcd
 from rdcd.errors import UserError
+from rdcd.yamls import choices, commands, config_dir, entries, option_entries, slots_of, switches
 
 QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 TAKES_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # Hydra's flags that a word follows
-
-
-def config_dir() -> Path:
-    """Return the folder of YAMLs: inside an installed package, beside it in a source tree."""
-    package = Path(rdcd.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def commands() -> dict[str, str]:
-    """Map every command to its one-sentence description, the first line of its YAML."""
-    return {path.stem: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
-            for path in sorted(config_dir().glob("*.yaml"))}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,8 +116,8 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
             refused = error
     if refused is not None:  # explained outside: the explanation composes, too
         raise UserError(_explain(command, str(refused), overrides))
-    known = {key.split(".")[0] for key, _, _ in _entries(config_dir() / f"{command}.yaml")}
-    known |= {*_slots(command), "_target_"}
+    known = {key.split(".")[0] for key, _, _ in entries(config_dir() / f"{command}.yaml")}
+    known |= {*slots_of(command), "_target_"}
     if unknown := [str(key) for key in config if key not in known]:  # `+key=value` passes struct mode
         raise UserError(_no_key(command, unknown[0], overrides))
     _check_switches(config)
@@ -147,15 +134,15 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
     if wrong := re.search(r"Could not find '([^']+)'", message):
         group, _, choice = wrong.group(1).rpartition("/")
         return (f"no choice {choice!r} for {group}: expected one of "
-                f"{', '.join(_choices(group))}{_did_you_mean(choice, _choices(group))}")
+                f"{', '.join(choices(group))}{_did_you_mean(choice, choices(group))}")
     if first.startswith("Ambiguous value"):
         return f"{first}: a list is key=[value1,value2]; --multirun runs every value in turn"
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
 
 
 def _no_key(command: str, key: str, overrides: list[str]) -> str:
-    chosen = "".join(f" {slot}={choice}" for slot, choice in _slots(command, overrides).items()
-                     if choice != _slots(command)[slot])
+    chosen = "".join(f" {slot}={choice}" for slot, choice in slots_of(command, overrides).items()
+                     if choice != slots_of(command)[slot])
     return (f"no key {key!r} in `rdcd {command}{chosen}`{_did_you_mean(key, _keys(command, overrides))}; "
             f"`rdcd {command}{chosen} --help` lists all keys")
 
@@ -164,22 +151,14 @@ def _check_switches(config, *, resolve: bool = False) -> None:
     """Refuse words for true and false: Hydra takes `no` and `off` for text, which counts as true."""
     from omegaconf import OmegaConf
 
-    switches = {line for path in config_dir().rglob("*.yaml") for line in _switches(path)}
-
     def look(node: object, place: str) -> None:
         if isinstance(node, dict):
             for key, value in node.items():
-                if key in switches and not isinstance(value, bool | None) and not str(value).startswith("${"):
+                if key in switches() and not isinstance(value, bool | None) and not str(value).startswith("${"):
                     raise UserError(f"{place}{key}={value}: expected true or false")
                 look(value, f"{place}{key}.")
 
     look(OmegaConf.to_container(config, resolve=resolve), "")
-
-
-def _switches(path: Path) -> list[str]:
-    """Return the names of the keys that a YAML sets to true or false; `pretrained` may be a file, too."""
-    return [key.rpartition(".")[2] for key, value, _ in _entries(path)
-            if value in ("true", "false") and not key.endswith("pretrained")]
 
 
 def _resumed(config, words: list[str]):
@@ -246,59 +225,12 @@ def _did_you_mean(word: str, known) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-
-
-def _entries(path: Path) -> list[tuple[str, str, str]]:
-    """Return (dotted key, default, comment) of every `key: value  # comment` line of a YAML."""
-    entries, parents = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.match(r"^( *)([A-Za-z_]\w*):\s*(.*?)(?:\s+#\s*(.*))?$", line)
-        if not match or line.lstrip().startswith("- "):
-            continue
-        indent, key, value, comment = len(match[1]) // 2, match[2], match[3], match[4] or ""
-        parents = [*parents[:indent], key]
-        if not key.startswith("_") and key != "defaults" and "_here_" not in value:
-            entries.append((".".join(parents), value, comment))
-    return entries
-
-
-def _option_entries(path: Path) -> list[tuple[str, str, str]]:
-    """Return the entries of a slot's YAML, those of the options it builds on included."""
-    entries: dict[str, tuple[str, str]] = {}
-    if not path.is_file():
-        return []
-    for base in re.findall(r"^  - (\w+)$", path.read_text(encoding="utf-8"), flags=re.M):
-        entries |= {key: (value, comment) for key, value, comment in _option_entries(path.with_name(f"{base}.yaml"))}
-    for key, value, comment in _entries(path):
-        if value or comment:  # else it opens a block
-            known = entries.get(key, ("", ""))[1]
-            entries[key] = value, f"{known}; here: {comment}" if known and comment else known or comment
-    return [(key, value, comment) for key, (value, comment) in entries.items()]
-
-
-def _slots(command: str, overrides: list[str] = ()) -> dict[str, str]:
-    """Return slot → choice: that of the command line, an experiment's, or the default of the command's YAML."""
-    def choices(path: Path) -> dict[str, str]:
-        text = path.read_text(encoding="utf-8")
-        found = re.findall(r"^  - (?:optional |override )?/?(\w+): *(\S+)", text, flags=re.M)
-        return {slot: choice for slot, choice in found if (config_dir() / slot).is_dir()}
-
-    slots = choices(config_dir() / f"{command}.yaml")
-    given = dict(word.split("=", 1) for word in overrides if "=" in word)
-    given = {slot: given[slot] for slot in slots if (config_dir() / slot / f"{given.get(slot)}.yaml").is_file()}
-    if "experiment" in given:
-        slots |= choices(config_dir() / "experiment" / f"{given['experiment']}.yaml")
-    return slots | given
-
-
 def _composed(command: str, overrides: list[str] = ()) -> dict[str, object]:
     """Return dotted key → value, as written, of a command with the choices of slots that are among `overrides`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    chosen = [word for word in overrides if _slots(command, [word]) != _slots(command)]
+    chosen = [word for word in overrides if slots_of(command, [word]) != slots_of(command)]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose(command, overrides=chosen), resolve=False)
 
@@ -314,7 +246,7 @@ def _composed(command: str, overrides: list[str] = ()) -> dict[str, object]:
 
 def _keys(command: str, overrides: list[str] = ()) -> list[str]:
     """Return every key of a command, slots and blocks included."""
-    keys = dict.fromkeys([*_slots(command), *(key for key, _, _ in _entries(config_dir() / f"{command}.yaml"))])
+    keys = dict.fromkeys([*slots_of(command), *(key for key, _, _ in entries(config_dir() / f"{command}.yaml"))])
     for key in _composed(command, overrides):
         parts = key.split(".")
         keys |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1))
@@ -323,14 +255,14 @@ def _keys(command: str, overrides: list[str] = ()) -> list[str]:
 
 def _help(command: str, description: str, overrides: list[str]) -> str:
     for slot, _, choice in (word.partition("=") for word in overrides):
-        if slot in _slots(command) and choice not in (*_choices(slot), "null"):
-            raise UserError(f"no choice {choice!r} for {slot}: expected one of {', '.join(_choices(slot))}"
-                            f"{_did_you_mean(choice, _choices(slot))}")
-    slots, values = _slots(command, overrides), _composed(command, overrides)
-    comments = {key: comment for key, _, comment in _entries(config_dir() / f"{command}.yaml")}
+        if slot in slots_of(command) and choice not in (*choices(slot), "null"):
+            raise UserError(f"no choice {choice!r} for {slot}: expected one of {', '.join(choices(slot))}"
+                            f"{_did_you_mean(choice, choices(slot))}")
+    slots, values = slots_of(command, overrides), _composed(command, overrides)
+    comments = {key: comment for key, _, comment in entries(config_dir() / f"{command}.yaml")}
     for slot, choice in slots.items():
-        entries = _option_entries(config_dir() / slot / f"{choice}.yaml")
-        comments |= {f"{slot}.{key}": comment for key, _, comment in entries}
+        known = option_entries(config_dir() / slot / f"{choice}.yaml")
+        comments |= {f"{slot}.{key}": comment for key, _, comment in known}
 
     def rows(keys: Iterable[str]) -> list[str]:
         return [f"  {key + '=' + _shown(values[key]):<43}  {comments.get(key, '')}" for key in keys]
@@ -338,7 +270,7 @@ def _help(command: str, description: str, overrides: list[str]) -> str:
     lines = [f"usage: rdcd {command} [key=value …]", "", description, "", "keys:"]
     lines += rows(key for key in values if key.partition(".")[0] not in slots)
     for slot, choice in slots.items():
-        lines += ["", f"{slot}={choice}   (choices: {', '.join(_choices(slot))})"]
+        lines += ["", f"{slot}={choice}   (choices: {', '.join(choices(slot))})"]
         lines += rows(key for key in values if key.startswith(f"{slot}."))
     if slots:
         lines += ["", f"Other choices have other keys: `rdcd {command} {next(iter(slots))}=NAME --help` lists them."]

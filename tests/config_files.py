@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from rdcd.cli import config_dir
+from rdcd.yamls import config_dir
 
 CONFIGS = config_dir()
 COMMANDS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -59,7 +59,7 @@ def test_help_of_a_command_lists_every_key_of_every_yaml(command: str, capsys) -
     assert run(command, "--help") == 0
     said = capsys.readouterr().out
     wanted = [key for key in leaves(tree(CONFIGS / f"{command}.yaml"))]
-    for slot, choice in cli._slots(command).items():
+    for slot, choice in cli.slots_of(command).items():
         assert re.search(rf"^{slot}={choice} +\(choices: ", said, flags=re.M)
         for path in (CONFIGS / slot).glob("*.yaml"):
             assert re.search(rf"\b{path.stem}\b", said), path

@@ -103,7 +103,7 @@ def compose_with(option: Path, command: str, *overrides: str):
 
 def using(option: Path) -> list[str]:
     """Commands that have the slot of an option."""
-    return [command for command in COMMANDS if option.parent.name in cli._slots(command)]
+    return [command for command in COMMANDS if option.parent.name in cli.slots_of(command)]
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=name)

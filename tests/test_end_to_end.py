@@ -18,9 +18,10 @@ from zoo_checkpoints import synthetic_checkpoint
 
 import rdcd
 from rdcd import provenance
-from rdcd.cli import config_dir, main
+from rdcd.cli import main
 from rdcd.evaluation.runs import find_run
 from rdcd.retrieval.descriptors import read_descriptors
+from rdcd.yamls import config_dir
 
 ROOT = Path(rdcd.__file__).resolve().parent.parent
 

@@ -95,7 +95,7 @@ def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None
         return done.stdout
 
     assert run("-c", "import rdcd; print(rdcd.__file__)").startswith(str(site))
-    found = run("-c", "from rdcd.cli import config_dir; print(config_dir())").strip()
+    found = run("-c", "from rdcd.yamls import config_dir; print(config_dir())").strip()
     assert found == str(site / "rdcd/configs")
     commands = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
     described = run("-m", "rdcd", "--help")
