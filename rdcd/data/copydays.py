@@ -57,12 +57,12 @@ def _pairs(queries: Manifest, references: Manifest) -> list[tuple[str, str]]:
     for name in references.names:
         if not name.startswith("original/"):
             continue
-        first = originals.setdefault(_key(name), name)
+        first = originals.setdefault(original_key(name), name)
         if first != name:
             raise UserError(f"{first} and {name} under {references.root} begin with the same {KEY} characters, by "
                             f"which their copies are told apart: expected the file names of Copydays, such as "
                             f"200000.jpg and 200100.jpg")
-    pairs = [(name, originals.get(_key(name), "")) for name in queries.names]
+    pairs = [(name, originals.get(original_key(name), "")) for name in queries.names]
     if lost := [name for name, original in pairs if not original]:
         raise UserError(f"{len(lost)} of {len(pairs)} queries under {queries.root} are a copy of no original, such as "
                         f"{', '.join(lost[:3])}: expected an original whose file name begins with the same {KEY} "
@@ -70,5 +70,6 @@ def _pairs(queries: Manifest, references: Manifest) -> list[tuple[str, str]]:
     return pairs
 
 
-def _key(name: str) -> str:
-    return name.rsplit("/", 1)[-1][:KEY]
+def original_key(name: str) -> str:
+    """Return what tells a picture's original: the first four characters of the file name in its id."""
+    return name.rpartition("/")[2][:KEY]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rdcd.data.copydays import KEY, original_key
 from rdcd.errors import UserError
 from rdcd.evaluation.metrics import label_rows
 from rdcd.retrieval.descriptors import some
 from rdcd.retrieval.knn import Matches
 
 ORIGINAL, STRONG = "original/", "strong/"
-PREFIX = 4  # characters of a file name that name its original
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def copydays_pairs(queries: Sequence[str], originals: Sequence[str]) -> list[tup
                         f"expected ids such as {ORIGINAL}200000")
     by_prefix: dict[str, list[str]] = {}
     for name in originals:
-        by_prefix.setdefault(_prefix(name), []).append(name)
-    lost = [name for name in queries if _prefix(name) not in by_prefix]
+        by_prefix.setdefault(original_key(name), []).append(name)
+    lost = [name for name in queries if original_key(name) not in by_prefix]
     if lost:
         raise UserError(f"{len(lost):,} queries have no original: {some(lost)}; expected an original whose file "
-                        f"name has the same first {PREFIX} characters: complete the folder {ORIGINAL}")
-    return [(query, original) for query in queries for original in by_prefix[_prefix(query)]]
+                        f"name has the same first {KEY} characters: complete the folder {ORIGINAL}")
+    return [(query, original) for query in queries for original in by_prefix[original_key(query)]]
 
 
 def trapezoids(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -132,10 +132,6 @@ def _precision_sums(group: np.ndarray, scores: np.ndarray, hit: np.ndarray, grou
     right = hits - hits[first]
     wrong = np.arange(len(group)) - first - right
     return np.bincount(group[hit], weights=trapezoids(right[hit], wrong[hit]), minlength=groups)
-
-
-def _prefix(name: str) -> str:
-    return name.rpartition("/")[2][:PREFIX]
 
 
 def _ids(names: Sequence[str], what: str) -> list[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rdcd.data.copydays import BLOCKS
 from rdcd.data.ground_truth import read_ground_truth, read_ids
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
 from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches, queries_above
-from rdcd.evaluation.metrics_copydays import CopydaysMetrics, evaluate_copydays
+from rdcd.evaluation.metrics_copydays import ORIGINAL, CopydaysMetrics, evaluate_copydays
 from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_predictions
 from rdcd.files import check_output, sha256
 from rdcd.provenance import provenance
@@ -196,11 +197,12 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     check_candidates("per_query", k)
     _check_dims({"query": query, "reference": reference, "background": background})
     reference = replace(reference, names=_in_block(reference.names), missing=_in_block(reference.missing))
-    reference = reference.chosen(~_edited(reference.names), ~_edited(reference.missing))
-    if not np.char.startswith(reference.known, "original/").any():
-        reference = join([query.chosen(np.char.startswith(query.names, "original/"),
-                                       np.char.startswith(query.missing, "original/")), reference])
-    originals = [name for name in reference.known.tolist() if name.startswith("original/")]
+    edited = [block for block in BLOCKS if block != "original"]
+    reference = reference.chosen(~_in_copydays(reference.names, edited), ~_in_copydays(reference.missing, edited))
+    if not np.char.startswith(reference.known, ORIGINAL).any():
+        reference = join([query.chosen(np.char.startswith(query.names, ORIGINAL),
+                                       np.char.startswith(query.missing, ORIGINAL)), reference])
+    originals = [name for name in reference.known.tolist() if name.startswith(ORIGINAL)]
     queries = query.known.tolist()
     rows = []
     for codec, q, r, _ in _coded(query, reference, background, codecs):
@@ -216,16 +218,16 @@ def copydays_blocks(query: Descriptors) -> Descriptors:
     Raises:
         UserError: there are none.
     """
-    if not np.char.startswith(query.known, "original/").any():
+    if not np.char.startswith(query.known, ORIGINAL).any():
         raise UserError(f"none of the {len(query.known):,} queries ({some(query.known, most=3)}) is in the block "
                         f"original/; expected all blocks of Copydays, ids such as strong/200001: extract the folder "
                         f"above the blocks with ids=path")
-    return query.chosen(*(np.char.startswith(ids, "original/") | _edited(ids) for ids in (query.names, query.missing)))
+    return query.chosen(_in_copydays(query.names), _in_copydays(query.missing))
 
 
-def _edited(ids: np.ndarray) -> np.ndarray:
-    """Whether an id is of a block of edited pictures, bool [n]."""
-    return np.logical_or.reduce([np.char.startswith(ids, block) for block in ("strong/", "crops/", "jpegqual/")])
+def _in_copydays(ids: np.ndarray, blocks: Sequence[str] = BLOCKS) -> np.ndarray:
+    """Whether an id `block/name` is of one of Copydays' blocks, bool [n]."""
+    return np.isin(np.array([name.rpartition("/")[0] for name in ids.tolist()], dtype=np.str_), blocks)
 
 
 def _in_block(ids: np.ndarray) -> np.ndarray:

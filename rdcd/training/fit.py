@@ -166,6 +166,7 @@ def _channels_last(settings: TrainerSettings, student: Student) -> bool:
 
 
 def device_of(settings: TrainerSettings) -> str:
+    """Return `cpu` or `cuda`, whichever a run with these settings computes on."""
     return "cpu" if settings.accelerator == "cpu" else default_device()
 
 
@@ -176,6 +177,7 @@ def _quiet() -> None:
 
 
 def seed_all(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
