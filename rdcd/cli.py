@@ -4,16 +4,18 @@ This is the only file that knows Hydra. Nothing heavy is imported before a comma
 """
 
 import difflib
+import hashlib
 import os
 import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import rdcd
 from rdcd.errors import UserError
-from rdcd.yamls import choices, commands, config_dir, entries, option_entries, slots_of, switches
+from rdcd.yamls import GROUPS, choices, commands, config_dir, entries, option_entries, slots_of, spelled, switches
 
 QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -25,16 +27,21 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (0 done, 1 checks failed, 2 a mistake in the input)."""
     words = sys.argv[1:] if argv is None else argv
     known = commands()
+    if words and words[0] in GROUPS:
+        if len(words) == 1 or words[1] in ("-h", "--help", "help"):
+            return _say("\n".join([f"usage: rdcd {words[0]} NAME [key=value …]", "", *_described(known, words[0])]))
+        words = [f"{words[0]}-{words[1]}", *words[2:]]
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = ["usage: rdcd COMMAND [key=value …]", "", *(f"  {name:<16}{text}" for name, text in known.items())]
+        lines = ["usage: rdcd COMMAND [key=value …]", "", *_described(known)]
         return _say("\n".join([*lines, "", "`rdcd COMMAND --help` lists its keys. Every key can be overridden: "
                                "`rdcd train student.dim=128`."]))
     if words[0] == "--version":
         return _say(f"rdcd {rdcd.__version__}")
     command, overrides = words[0], words[1:]
     if command not in known:
-        return _fail(f"no command {command!r}: expected one of {', '.join(known)}"
-                     + _did_you_mean(command, known) + "; `rdcd --help` describes them")
+        typed = [spelled(name) for name in known]
+        return _fail(f"no command {spelled(command)!r}: expected one of {', '.join(typed)}"
+                     + _did_you_mean(spelled(command), typed) + "; `rdcd --help` describes them")
     try:
         if "-h" in overrides or "--help" in overrides:
             return _say(_help(command, known[command], overrides))
@@ -42,8 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), error.code)
     except KeyboardInterrupt:
-        print("\nrdcd: interrupted", file=sys.stderr)
+        if _first_to_say("interrupted"):
+            print("\nrdcd: interrupted", file=sys.stderr)
         return 130
+
+
+def _described(known: dict[str, str], group: str = "") -> list[str]:
+    """Return a line for each command, of those that begin with `group`."""
+    return [f"  {spelled(name):<16}{text}" for name, text in known.items() if spelled(name).startswith(group)]
 
 
 def _run(command: str, overrides: list[str]) -> int:
@@ -53,6 +66,8 @@ def _run(command: str, overrides: list[str]) -> int:
 
     flags, values = _split(overrides)
     resume = [word for word in values if word.startswith("resume=") and word not in ("resume=", "resume=null")]
+    if "resume=auto" in resume and any(word.startswith("run_dir=") for word in values):
+        resume = []  # this line begins the run and continues it
     if resume:  # the run's own configuration takes the other values, not this command's
         values, others = resume, [word for word in values if word not in resume]
     _check(command, values, multirun=any(flag in ("-m", "--multirun") for flag in flags))
@@ -65,7 +80,7 @@ def _run(command: str, overrides: list[str]) -> int:
             if resume:
                 words, config = [*words, *others], _resumed(config, others)
             _check_switches(config, resolve=True)  # of every run of a sweep
-            line = shlex.join(["rdcd", command, *words])
+            line = shlex.join(["rdcd", *spelled(command).split(), *words])
             provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
         except UserError as error:
@@ -82,7 +97,7 @@ def _run(command: str, overrides: list[str]) -> int:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
     with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml, unasked
-        sys.argv = [f"rdcd {command}", *values, *QUIET, f"hydra.sweep.dir='{scratch}'", *flags]
+        sys.argv = [f"rdcd {spelled(command)}", *values, *QUIET, f"hydra.sweep.dir='{scratch}'", *flags]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     return 0
 
@@ -123,8 +138,8 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
     _check_switches(config)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"rdcd {command} needs {', '.join(f'{key}=…' for key in missing)}; "
-                        f"`rdcd {command} --help` says what they are")
+        raise UserError(f"rdcd {spelled(command)} needs {', '.join(f'{key}=…' for key in missing)}; "
+                        f"`rdcd {spelled(command)} --help` says what they are")
 
 
 def _explain(command: str, message: str, overrides: list[str]) -> str:
@@ -143,8 +158,9 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
 def _no_key(command: str, key: str, overrides: list[str]) -> str:
     chosen = "".join(f" {slot}={choice}" for slot, choice in slots_of(command, overrides).items()
                      if choice != slots_of(command)[slot])
-    return (f"no key {key!r} in `rdcd {command}{chosen}`{_did_you_mean(key, _keys(command, overrides))}; "
-            f"`rdcd {command}{chosen} --help` lists all keys")
+    line = f"rdcd {spelled(command)}{chosen}"
+    return (f"no key {key!r} in `{line}`{_did_you_mean(key, _keys(command, overrides))}; `{line} --help` lists all "
+            f"keys")
 
 
 def _check_switches(config, *, resolve: bool = False) -> None:
@@ -216,8 +232,21 @@ def _say(text: str) -> int:
 def _fail(message: str, code: int = 2) -> int:
     if "in DataLoader worker process" in message:  # torch puts the worker's traceback before the message
         message = message.rpartition("UserError: ")[2].strip()
-    print(f"rdcd: {message}", file=sys.stderr)
+    if _first_to_say(message):
+        print(f"rdcd: {message}", file=sys.stderr)
     return code
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether none of the processes that scripts/launch.py started has said this; it gives them a folder to tell by."""
+    if folder := os.environ.get("RDCD_SAID"):
+        try:
+            Path(folder, hashlib.sha256(message.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:  # the folder has gone: better said twice than not at all
+            pass
+    return True
 
 
 def _did_you_mean(word: str, known) -> str:
@@ -267,13 +296,13 @@ def _help(command: str, description: str, overrides: list[str]) -> str:
     def rows(keys: Iterable[str]) -> list[str]:
         return [f"  {key + '=' + _shown(values[key]):<43}  {comments.get(key, '')}" for key in keys]
 
-    lines = [f"usage: rdcd {command} [key=value …]", "", description, "", "keys:"]
+    lines = [f"usage: rdcd {spelled(command)} [key=value …]", "", description, "", "keys:"]
     lines += rows(key for key in values if key.partition(".")[0] not in slots)
     for slot, choice in slots.items():
         lines += ["", f"{slot}={choice}   (choices: {', '.join(choices(slot))})"]
         lines += rows(key for key in values if key.startswith(f"{slot}."))
     if slots:
-        lines += ["", f"Other choices have other keys: `rdcd {command} {next(iter(slots))}=NAME --help` lists them."]
+        lines += ["", f"Other choices have other keys: `rdcd {spelled(command)} {next(iter(slots))}=NAME --help` lists them."]
     lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
               "--cfg job prints the configuration."]
     return "\n".join(lines)

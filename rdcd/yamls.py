@@ -15,10 +15,19 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+GROUPS = ("bench",)  # first words of commands of two: `rdcd bench step` is bench-step.yaml
+
+
 def commands() -> dict[str, str]:
-    """Map every command to its one-sentence description, the first line of its YAML."""
+    """Map every command's YAML, by name, to its one-sentence description, which is its first line."""
     return {path.stem: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
             for path in sorted(config_dir().glob("*.yaml"))}
+
+
+def spelled(command: str) -> str:
+    """Return a command as it is typed after `rdcd`, from the name of its YAML."""
+    group, _, rest = command.partition("-")
+    return f"{group} {rest}" if group in GROUPS else command
 
 
 def choices(group: str) -> list[str]:

@@ -14,6 +14,11 @@ def pytest_sessionstart() -> None:
     torch.set_num_threads(1)  # threads that wait for a busy core are slower than one
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Training sets its own number; the next test has one again."""

@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from rdcd import cli, provenance
 from rdcd.retrieval.descriptors import Descriptors, write_descriptors
+from rdcd.yamls import spelled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +52,18 @@ def test_help_lists_every_command_with_its_sentence(capsys) -> None:
         for command in COMMANDS:
             first = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8").splitlines()[0]
             assert re.match(r"# \S.{10,}\.$", first), f"{command}.yaml starts with no comment of one sentence"
-            assert re.search(rf"^  {command} +{re.escape(first[2:])}$", said, flags=re.M)
+            assert re.search(rf"^  {spelled(command)} +{re.escape(first[2:])}$", said, flags=re.M)
+
+
+def test_commands_of_two_words(capsys) -> None:
+    for words in (["bench"], ["bench", "--help"]):
+        assert run(*words) == 0
+        said = capsys.readouterr().out
+        assert "usage: rdcd bench NAME" in said and "\n  bench step " in said and "train" not in said.split("\n", 1)[0]
+    assert run("bench", "step", "--help") == 0
+    assert "usage: rdcd bench step [key=value …]\n" in capsys.readouterr().out
+    assert run("bench", "step", "blokc=3") == 2
+    assert "no key 'blokc' in `rdcd bench step` (did you mean block?); `rdcd bench step --help`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -99,6 +111,7 @@ def test_version(capsys) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (["scor"], "no command 'scor': expected one of .*score.*did you mean score"),
     (["xyzzy"], "no command 'xyzzy': expected one of "),
+    (["bench", "stpe"], r"no command 'bench stpe': expected one of bench step, .*\(did you mean bench step\?\)"),
     (["score", "querry=a"], r"no key 'querry' in `rdcd score` \(did you mean query\?\); `rdcd score --help`"),
     (["score", "+zzz=1", "query=a", "reference=b", "ground_truth=c", "out=d"], "no key 'zzz' in `rdcd"),
     (["train", "student.dmi=64"], r"no key 'student.dmi' in `rdcd train` \(did you mean student.dim"),

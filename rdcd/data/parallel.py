@@ -57,9 +57,16 @@ def keep_freed_memory() -> None:
     _mallopt(mmap_max=0, trim_threshold=2**31 - 1, top_pad=2**26)
 
 
-def return_freed_memory(worker: int = 0) -> None:
+def return_freed_memory() -> None:
     """Undo `keep_freed_memory`, with the defaults of glibc: for loader workers, whose pictures vary in size."""
     _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
+
+
+def start_worker(worker: int = 0) -> None:
+    """Prepare a loader worker: it outlives the signals that tell the training process, which ends it, to stop."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    return_freed_memory()
 
 
 def _mallopt(**values: int) -> None:

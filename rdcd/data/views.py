@@ -77,14 +77,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         batch_size: pictures a step on one rank.
         seed: seed of the order.
         rank, world_size: this process among all.
+        begin: (epoch, step) to begin with, of an interrupted run; further epochs are whole.
 
     Raises:
         UserError: fewer pictures than one global batch.
     """
 
-    def __init__(self, length: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, length: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1,
+                 begin: tuple[int, int] = (0, 0)) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.rank, self.world_size, self.begin, self.epoch = rank, world_size, begin, begin[0]
         self.steps = length // (batch_size * world_size)
         if self.steps == 0:
             raise UserError(f"{length} training pictures are fewer than one batch of {batch_size * world_size}: "
@@ -95,13 +97,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Return the number of pictures of a whole epoch on this rank."""
         return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         batches = order[:self.steps * self.world_size * self.batch_size].reshape(self.steps, self.world_size, -1)
-        epoch = self.epoch
-        return iter([(epoch, int(i)) for i in batches[:, self.rank].ravel()])
+        epoch, (begun, step) = self.epoch, self.begin
+        return iter([(epoch, int(i)) for i in batches[step if epoch == begun else 0:, self.rank].ravel()])
 
 
 class Pictures(Dataset):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.images import find_images, write_ledger
 from rdcd.data.manifest import Manifest, path_name
-from rdcd.data.parallel import loader_workers, return_freed_memory, share_cores
+from rdcd.data.parallel import loader_workers, share_cores, start_worker
 from rdcd.data.progress import track
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number, check_path
@@ -41,7 +41,8 @@ def picture_loader(pictures: Manifest, *, size: int, resize: str = "square", bat
     """Return a loader of `collate_pictures` batches over pictures in order, over all or over the numbers in `rows`."""
     return DataLoader(Pictures(pictures, size=size, resize=resize), batch_size=batch_size, num_workers=workers,
                       sampler=range(len(pictures)) if rows is None else rows,
-                      collate_fn=collate_pictures, worker_init_fn=return_freed_memory)
+                      collate_fn=collate_pictures, worker_init_fn=start_worker,
+                      generator=torch.Generator())  # else it would draw from the one that training goes on with
 
 
 def assemble(pictures: Manifest, parts: Iterable[tuple[list[int], np.ndarray | None]], dim: int) -> Descriptors:

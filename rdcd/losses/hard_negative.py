@@ -1,16 +1,19 @@
 """L_HN: push every descriptor from its nearest neighbour in the queue (METHOD §2)."""
 
+import torch
 from torch import Tensor
 
 from rdcd.losses.precision import in_fp32, tangent_log
 
 
+@in_fp32
 def hardest_similarity(query: Tensor, negatives: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return s_i = max_k query_i · negatives_k over the valid slots, [B]; −1 where there are none."""
     similarity = query @ negatives.T
-    if valid is not None:
-        similarity = similarity.masked_fill(~valid, -1.0)
-    return similarity.amax(dim=1)
+    if valid is None:
+        return similarity.amax(dim=1)
+    hardest = similarity.masked_fill(~valid, -2.0).amax(dim=1)  # below every cosine: a tie would share the gradient
+    return torch.where(hardest < -1.5, -1.0, hardest)
 
 
 @in_fp32

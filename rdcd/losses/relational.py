@@ -10,7 +10,7 @@ from rdcd.losses.precision import MASKED, in_fp32
 @in_fp32
 def relational_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, valid: Tensor | None = None,
                     student_temperature: float = 0.04, teacher_temperature: float = 0.04,
-                    append_batch: bool = False, append_own: bool = False) -> Tensor:
+                    append_batch: bool = False, append_own: bool = False, batch: Tensor | None = None) -> Tensor:
     """mean_i KL(p_T ‖ p_S), p_T = softmax(h_T Qᵀ/τ_T), p_S = softmax(h_S Qᵀ/τ_S).
 
     Published: the queue as it was before this batch, one τ of 0.04, nothing appended.
@@ -24,6 +24,7 @@ def relational_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, valid: T
         append_batch: the batch's h_T join the anchors (thesis code).
         append_own: each picture's own h_T joins its anchors (SEED). Not together with `append_batch`,
             which contains it.
+        batch: h_T of the whole global batch [M, D], what `append_batch` appends; None: `teacher` is that.
 
     Returns:
         A scalar ≥ 0; 0 when there are no anchors.
@@ -34,9 +35,11 @@ def relational_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, valid: T
     if append_batch and append_own:
         raise ValueError("append_batch already contains append_own: choose one")
     teacher, queue = teacher.detach(), queue.detach()
-    anchors = torch.cat([queue, teacher]) if append_batch else queue
-    if valid is not None and append_batch:
-        valid = torch.cat([valid, valid.new_ones(len(teacher))])
+    anchors = queue
+    if append_batch:
+        batch = teacher if batch is None else batch.detach()
+        anchors = torch.cat([queue, batch])
+        valid = None if valid is None else torch.cat([valid, valid.new_ones(len(batch))])
 
     def log_probabilities(features: Tensor, temperature: float) -> Tensor:
         logits = features @ anchors.T / temperature

@@ -1,4 +1,4 @@
-"""The frozen teacher (METHOD §1): eval mode for good, no gradient, its own normalization."""
+"""The frozen teacher (METHOD §1, §10): eval mode for good, no gradient, its own normalization."""
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,22 @@ class Teacher(nn.Module):
     Args:
         network: pictures [B, 3, H, W] in [0, 1] → descriptors [B, dim]; normalizes its own input,
             such as `Student.embed`'s owner. Its `dim` gives the descriptor size.
+        train_mode: follow `.train()` after all, as the published code's teacher did unawares; for ablation. Its
+            features then depend on the batch: BN normalizes by the statistics of each process's own rows, which
+            SyncBN does not reach, and its running statistics drift, in memory alone. Parameters take no gradient
+            all the same, and no file changes. A TorchScript network keeps the mode it was traced in.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, train_mode: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.train_mode = network, train_mode
         self.dim: int = network.dim
         self.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode whatever `mode` asks."""
-        return super().train(False)
+        """Stay in eval mode whatever `mode` asks, but with `train_mode`."""
+        return super().train(mode and self.train_mode)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:

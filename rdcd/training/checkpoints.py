@@ -1,7 +1,11 @@
 """Checkpoints that are whole or absent, and runs that go on from them with the settings they are given."""
 
+import os
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -9,17 +13,73 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
 from rdcd.models.student import check_fit
+from rdcd.models.weights import read_checkpoint
 from rdcd.training.optim import schedule_factor
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames; Lightning's own goes by way of the system's temporary folder, from
-    which, on another disk, the last step is a copy that an interruption cuts short."""
+    """Writes beside the target, to the disk, then renames; the `last.ckpt` before becomes `previous.ckpt`.
+
+    Lightning's own goes by way of the system's temporary folder, from which, on another disk, the last step is a copy
+    that an interruption cuts short.
+    """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         """Write `checkpoint` to `path`."""
+        path = Path(path)
         with atomic_path(path) as partial:
-            torch.save(checkpoint, partial)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.name == "last.ckpt" and path.is_file():
+                os.replace(path, path.with_name("previous.ckpt"))
+
+
+def latest_sound(folder: Path) -> Path | None:
+    """Return the checkpoint in `folder` of most steps that can be read; None where there is none at all.
+
+    What cannot be read is said, and kept under a name ending in `.damaged`; what a killed process left half-written is
+    removed.
+
+    Raises:
+        UserError: there are checkpoints, and none can be read.
+    """
+    for partial in folder.glob(".*.partial.ckpt"):
+        partial.unlink()
+    best, steps, damaged = None, -1, []
+    for path in sorted(folder.glob("*.ckpt")):  # best, last, previous
+        try:
+            done = int(read_checkpoint(path).get("global_step", 0))
+        except UserError as error:
+            damaged.append((path, error))
+            continue
+        if done > steps or done == steps and path.name == "last.ckpt":
+            best, steps = path, done
+    if damaged and best is None:
+        raise damaged[0][1]
+    for path, error in damaged:
+        kept = path.with_name(f"{path.name}.damaged")
+        path.replace(kept)
+        print(f"warning: {error}; it is now called {kept.name}, and {best.name}, after step {steps}, takes its place",
+              file=sys.stderr, flush=True)
+    return best
+
+
+def random_state() -> dict:
+    """Return the state of the generators of Python, NumPy and torch, as tensors and plain types."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+
+
+def restore_random_state(state: dict) -> None:
+    """Put back what `random_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def resettle(checkpoint: dict, *, lr: float, momentum: float, weight_decay: float, total_steps: int,

@@ -36,7 +36,9 @@ class Console(pl.Callback):
             self.task = self.bar.add_task(self.label, total=self.total, text="")
 
     def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
-        self.window[1] += time.monotonic() - self.ended
+        waited = time.monotonic() - self.ended
+        self.window[1] += waited
+        module.clock.add("data", waited)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         now = self.ended = time.monotonic()
@@ -53,13 +55,13 @@ class Console(pl.Callback):
             self.window = [0, 0.0, now]
         if saying and trainer.is_global_zero:
             self.said = now
-            self._say(trainer, rate, wait, now)
+            self._say(trainer, module, rate, wait, now)
 
-    def _say(self, trainer, rate: float, wait: float, now: float) -> None:
+    def _say(self, trainer, module, rate: float, wait: float, now: float) -> None:
         done, metrics = trainer.global_step, trainer.callback_metrics
         left = (now - self.start - self.paused) / max(done - self.first, 1) * (self.total - done)
         text = (f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {done}/{self.total}, "
-                f"loss {metrics['train/loss']:.3f}, {rate:.0f} images/s, {wait:.0%} waiting for data, "
+                f"loss {float(module.shown_loss):.3f}, {rate:.0f} images/s, {wait:.0%} waiting for data, "
                 f"{left // 60:.0f}:{left % 60:02.0f} left")
         if (value := metrics.get("val/uAP_SN")) is not None:
             text += f", µAP_SN {value:.3f}"

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, is_benchmark, open_training
 from rdcd.data.layouts import open_layout
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import loader_workers, return_freed_memory
+from rdcd.data.parallel import loader_workers, start_worker
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.extract import default_device, picture_loader
@@ -94,21 +96,44 @@ class DataModule(pl.LightningDataModule):
         self.views = TwoViews(pictures, augment, seed=seed)
         self.settings, self.protocol, self.benchmark = settings, protocol, benchmark
         self.validation_size, self.seed = validation_size, seed
+        self.begin = (0, 0)
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of `collate_views`, in the order of `EpochSampler`."""
-        trainer, world_size = self.trainer, collectives.world_size()
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the order of pictures, for checkpoints: the epoch and the steps done in it."""
+        epoch, step = divmod(self.trainer.global_step, self.sampler().steps)
+        return {"epoch": epoch, "step": step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin where a checkpoint ended."""
+        self.begin = (state["epoch"], state["step"])
+
+    def sampler(self) -> EpochSampler:
+        """Return the order of this rank's pictures.
+
+        Raises:
+            UserError: the batch does not divide over the ranks, or there are fewer pictures than one.
+        """
+        world_size = collectives.world_size()
         if self.settings.batch_size % world_size:
             raise UserError(f"data.batch_size={self.settings.batch_size} is of all devices together and does not "
                             f"divide over {world_size}: take a multiple")
-        batch_size = self.settings.batch_size // world_size
-        sampler = EpochSampler(len(self.views), batch_size=batch_size, seed=self.seed, rank=collectives.rank(),
-                               world_size=world_size)
-        workers = self.settings.worker_count
-        return DataLoader(self.views, sampler=sampler, batch_size=batch_size, num_workers=workers,
-                          collate_fn=collate_views, worker_init_fn=return_freed_memory, drop_last=True,
+        return EpochSampler(len(self.views), batch_size=self.settings.batch_size // world_size, seed=self.seed,
+                            rank=collectives.rank(), world_size=world_size, begin=self.begin)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of `collate_views`, in the order of `EpochSampler`, from where a checkpoint ended."""
+        trainer, sampler, workers = self.trainer, self.sampler(), self.settings.worker_count
+        return DataLoader(self.views, sampler=sampler, batch_size=sampler.batch_size, num_workers=workers,
+                          collate_fn=collate_views, worker_init_fn=start_worker, drop_last=True,
                           persistent_workers=workers > 0,
+                          generator=torch.Generator(),  # else it would draw from the one that checkpoints hold
                           pin_memory=trainer is not None and trainer.accelerator.name() == "cuda")
+
+    def names(self, indices: Tensor) -> list[str]:
+        """Return the paths of training pictures, below the root where they lie there."""
+        pictures = self.views.pictures
+        paths = [pictures.path(i) for i in indices.tolist()]
+        return [str(path.relative_to(pictures.root) if path.is_relative_to(pictures.root) else path) for path in paths]
 
     def val_dataloader(self) -> list[DataLoader]:
         """Queries, references and background of the benchmark, of which every rank takes its share."""

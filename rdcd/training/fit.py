@@ -2,6 +2,7 @@
 
 import logging
 import random
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
@@ -25,13 +28,17 @@ from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student, parameter_count
 from rdcd.models.weights import read_checkpoint, save_student
 from rdcd.training import collectives
-from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable
+from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable, latest_sound
+from rdcd.training.clock import Clock
 from rdcd.training.console import Console, Ledger
 from rdcd.training.datamodule import DataModule, DataSettings
+from rdcd.training.interruption import LastCheckpoint, Stopped
 from rdcd.training.module import CopyDetection, Optimization
+from rdcd.training.nonfinite import described
 from rdcd.training.objectives import RDCD
 
 LICENCE = "of the training pictures and the teacher's weights"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,10 @@ class TrainerSettings:
         optimization: learning rate and its like.
         validate_every: epochs between validations; 0: none.
         log_every: steps between log lines.
-        precision: Lightning's, `32-true`, `bf16-mixed` or `16-mixed`.
+        checkpoint_every: steps between checkpoints, beside those at the ends of epochs; 0: those alone.
+        precision: `32-true`, or `bf16-mixed` or `16-mixed` for the networks; losses and norms are fp32 always.
+        compile: networks through `torch.compile`, in place.
+        accumulate: parts that the student computes a batch in, for want of memory; the losses see it whole.
         accelerator: Lightning's, `auto`, `cpu` or `gpu`.
         channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
         threads: torch's compute threads on a CPU; None: half the cores, loader workers have the others.
@@ -56,7 +66,10 @@ class TrainerSettings:
     optimization: Optimization = field(default_factory=Optimization)
     validate_every: int = 5
     log_every: int = 10
+    checkpoint_every: int = 1000
     precision: str = "32-true"
+    compile: bool = False
+    accumulate: int = 1
     accelerator: str = "auto"
     channels_last: bool | None = None
     threads: int | None = None
@@ -70,6 +83,10 @@ class TrainerSettings:
         check_number("trainer.epochs", self.epochs, 1)
         check_number("trainer.validate_every", self.validate_every, 0)
         check_number("trainer.log_every", self.log_every, 1)
+        check_number("trainer.checkpoint_every", self.checkpoint_every, 0)
+        check_number("trainer.accumulate", self.accumulate, 1)
+        if self.precision not in PRECISIONS:
+            raise UserError(f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}")
         if self.channels_last not in (None, True, False):
             raise UserError(f"trainer.channels_last={self.channels_last}: expected true or false, or null for where it "
                             f"is safe")
@@ -89,15 +106,16 @@ class Run:
     protocol: Protocol
     logger: dict[str, Callable[..., Logger]]
     resume: bool
+    replay: Path | None = None
 
 
 def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, settings: TrainerSettings,
          data: DataSettings, *, label: str, size: int, card: dict) -> Path:
-    """Train one network into `folder`; return its weights file."""
+    """Train one network into `folder`; return its weights file. With `run.replay`, compute that step alone."""
     modules = DataModule(run.pictures, run.augment, settings=data, protocol=run.protocol,
                          benchmark=run.benchmark if settings.validate_every else None, validation_size=size,
                          seed=run.seed)
-    steps = len(modules.train_dataloader())
+    steps = modules.sampler().steps
     print(f"{label}: {student.architecture['trunk']}, {parameter_count(student) / 1e6:.2f} M parameters, "
           f"{student.dim}-d; {len(run.pictures)} pictures, {settings.epochs} epochs of {steps} steps of "
           f"{data.batch_size}, {data.size} px", flush=True)
@@ -109,39 +127,41 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
     module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
-                           channels_last=_channels_last(settings, student))
-    last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
-                           save_on_train_epoch_end=True)  # else only where validation ran
+                           channels_last=_channels_last(settings, student), accumulate=settings.accumulate)
+    module.clock = Clock(device_of(settings))
+    if settings.compile:
+        for network in module.networks().values():
+            network.compile()  # in place: names of weights stay as they are
+    if run.replay is not None:
+        print(f"{label}: {described(run.replay, module=module)}")
+        return folder / "student.safetensors"
+    checkpoints = folder / "checkpoints"
     ledger = f"bad_files-{collectives.rank()}.csv" if collectives.rank() else "bad_files.csv"
     callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / ledger)]
     if modules.benchmark is not None:
         monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
-        callbacks.append(ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode="max",
+        callbacks.append(ModelCheckpoint(checkpoints, filename="best", monitor=monitor, mode="max",
                                          enable_version_counter=False))
-    callbacks.append(last)  # after the best, whose score it keeps
-    _quiet()
-    try:
-        lightning = pl.Trainer(
-            plugins=[AtomicCheckpointIO()], max_epochs=settings.epochs,
-            accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
-            strategy=_strategy(objective), sync_batchnorm=settings.sync_batchnorm and device_of(settings) == "cuda",
-            precision=settings.precision,
-            gradient_clip_val=settings.optimization.clip,
-            logger=[make(save_dir=folder / "logs") for make in run.logger.values()], callbacks=callbacks,
-            log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
-            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False)
-    except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
-        raise UserError(f"trainer.precision={settings.precision}, trainer.accelerator={settings.accelerator}: "
-                        f"{error}") from error
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if resuming := run.resume and checkpoint.is_file():
+    callbacks.append(LastCheckpoint(checkpoints, every=settings.checkpoint_every, run=run.folder))
+    lightning = make_trainer(settings, objective, folder=folder, steps=steps, callbacks=callbacks,
+                             logger=[make(save_dir=folder / "logs") for make in run.logger.values()])
+    checkpoint = collectives.first_does(lambda: latest_sound(checkpoints)) if run.resume else None
+    if checkpoint:
         check_resumable(read_checkpoint(checkpoint), module, path=checkpoint)
-        print(f"{label}: continuing from {checkpoint}")
+        print(f"{label}: continuing from {checkpoint}", flush=True)
     try:
-        lightning.fit(module, datamodule=modules, ckpt_path=str(checkpoint) if resuming else None, weights_only=True)
+        lightning.fit(module, datamodule=modules, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+    except SIGTERMException:  # before the first step
+        raise Stopped(signal.SIGTERM, step=lightning.global_step, run=run.folder) from None
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except Exception as error:
+        if collectives.left_alone(error):
+            raise collectives.LeftAlone(error) from None
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"trainer.compile=true: torch could not compile the networks ({str(error).strip()}); on a CPU "
+                        f"it needs a C++ compiler such as g++: install one, or set false") from error
     if collectives.rank() == 0:
         save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
                      card={k: v for k, v in card.items() if k in ("training", "licence")}
@@ -149,6 +169,39 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
                                                             device=device_of(settings))})
     collectives.first_says(None)  # the file is there for all
     return folder / "student.safetensors"
+
+
+def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folder: Path, steps: int,
+                 callbacks: list[pl.Callback], logger: list[Logger]) -> pl.Trainer:
+    """Return the Lightning trainer of a run.
+
+    Args:
+        objective: what it is to train.
+        folder: where the run leaves its files.
+        steps: of an epoch.
+
+    Raises:
+        UserError: an accelerator that is not there.
+    """
+    _quiet()
+    precision = {"precision": settings.precision}
+    environment = TorchElasticEnvironment() if collectives.world_size() > 1 else LightningEnvironment()
+    plugins: list = [AtomicCheckpointIO(), environment]  # named, as Lightning would guess it, from SLURM's for one
+    if settings.precision == "16-mixed":  # by itself, Lightning would take bf16 on a CPU
+        precision, plugins = {}, [*plugins, MixedPrecision("16-mixed", device_of(settings))]
+    try:
+        trainer = pl.Trainer(
+            plugins=plugins, max_epochs=settings.epochs, default_root_dir=folder, **precision,
+            accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
+            strategy=_strategy(objective), sync_batchnorm=settings.sync_batchnorm and device_of(settings) == "cuda",
+            gradient_clip_val=settings.optimization.clip, logger=logger, callbacks=callbacks,
+            log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
+            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False)
+    except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
+        raise UserError(f"trainer.accelerator={settings.accelerator}: {error}") from error
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # `LastCheckpoint` does it without waiting
+    return trainer
 
 
 def _strategy(objective: torch.nn.Module) -> str | DDPStrategy:

@@ -74,7 +74,8 @@ def no_student(*, trunk: str, dim: str) -> None:
 def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data: DataSettings, augment: Augment,
           protocol: Protocol, trainer: TrainerSettings, teacher: TeacherFile | TrainedHere | ZooTeacher | None = None,
           logger: dict[str, Callable[..., Logger]] | None = None, seed: int = 0, name: str = "run",
-          run_dir: str | None = None, resume: str | None = None, baselines: list[str] | None = None) -> Path:
+          run_dir: str | None = None, resume: str | None = None, baselines: list[str] | None = None,
+          replay: str | None = None) -> Path:
     """Train a student and measure it; return the run folder.
 
     Args:
@@ -90,8 +91,11 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
         seed: of weights, order and views.
         name: ends the run folder's name.
         run_dir: the run folder; None: a new one under `runs/`.
-        resume: a run folder (`latest` for the newest) to continue from its last checkpoint.
+        resume: a run folder (`latest` for the newest) to continue from its latest sound checkpoint; `auto`: `run_dir`,
+            which is begun anew where it holds no run yet.
         baselines: further rows of the table: `untrained`, the student as it began, or a name that `load_network` takes.
+        replay: a `nonfinite-….pt` of the run that `resume` names: only compute that step again and say where it goes
+            wrong.
 
     Raises:
         UserError: settings that cannot work, each said.
@@ -107,7 +111,10 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     rows_beside = _baselines(baselines, allow_torchscript=allow_torchscript)
     check_path("run_dir", run_dir, null="a new folder under runs/")
     check_path("resume", resume, null="a new run")
-    folder = Path(collectives.first_says(find_run(resume) if resume else _new_folder(run_dir, name)))
+    check_path("replay", replay, null="training")
+    if replay and not (resume and Path(replay).is_file()):
+        raise UserError(f"replay={replay}: expected a nonfinite-….pt of a run, together with resume=RUN")
+    folder, resuming = collectives.first_does(lambda: _choose_folder(run_dir, resume, name))
     root, pictures, benchmark = data.open(protocol)
     if benchmark is None and student is None:
         raise UserError(f"student=none measures the teacher, and data.root={root} is a folder of pictures without "
@@ -122,18 +129,25 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     print(f"run folder: {folder}", flush=True)
     if benchmark is None:
         print(f"{root} is a folder of pictures without queries and ground truth: no validation, no table")
-    run = Run(folder, seed, root, pictures, benchmark, augment, protocol, logger or {}, bool(resume))
+    run = Run(folder, seed, root, pictures, benchmark, augment, protocol, logger or {}, resuming,
+              replay and Path(replay))
 
     if isinstance(teacher, TrainedHere):
-        guide = _guide_from(_train_teacher(run, teacher, data), folder)
+        weights = _train_teacher(run, teacher, data)
+        if replay and not weights.is_file():
+            return folder
+        guide = _guide_from(weights, folder)
     models: dict[str, str] = {}
     if student is not None:
         models = _train_student(run, student, loss, data, trainer, guide, untrained="untrained" in rows_beside)
+    if replay:
+        return folder
     if guide:
         models.setdefault("teacher", guide.model)
     models |= {name: model for name, model in rows_beside.items() if name != "untrained"}
-    if collectives.rank():
-        return folder  # the first process measures
+    if collectives.rank():  # the first process measures
+        collectives.stop()
+        return folder
     write_json(folder / "run.json", {"models": models, "data_root": str(root.resolve()), "seed": seed, "name": name})
     if benchmark is not None:
         rows = evaluate_run(folder, out=folder, benchmark=benchmark, protocol=protocol, workers=data.worker_count,
@@ -145,6 +159,7 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
                  "protocol": protocol.name} for row in rows if row["model"] == "student"])
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"done in {minutes} min {seconds} s: {folder}")
+    collectives.stop()
     return folder
 
 
@@ -229,7 +244,7 @@ def _keep_config(path: Path, config: dict) -> None:
     """Write the configuration; of a resumed run, only where it changed, so that the next resume knows."""
     if path.is_file():
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = config | {key: saved.get(key) for key in ("resume", "run_dir")}
+        config = config | {key: saved.get(key) for key in ("resume", "run_dir", "replay")}
         if config == saved:
             return
     write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -252,6 +267,17 @@ def _make_student(student: partial, guide: Teacher | None) -> Student:
     if words.get("kd_dim") is None:
         words["kd_dim"] = guide.dim if guide else 512
     return student.func(*student.args, **words)
+
+
+def _choose_folder(run_dir: str | None, resume: str | None, name: str) -> tuple[Path, bool]:
+    """Return the run folder, and whether a run in it goes on."""
+    if resume == "auto" and run_dir:
+        folder = Path(run_dir)
+        if any((folder / part).exists() for part in ("config.yaml", "run.json", "checkpoints", "logs", "teacher")):
+            return folder, True
+    elif resume:
+        return find_run(resume), True
+    return _new_folder(run_dir, name), False
 
 
 def _new_folder(run_dir: str | None, name: str) -> Path:

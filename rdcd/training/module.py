@@ -4,17 +4,23 @@ from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from rdcd.data.disc import Benchmark
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
 from rdcd.models.student import Student
-from rdcd.training.checkpoints import resettle
+from rdcd.training import collectives
+from rdcd.training.checkpoints import random_state, resettle, restore_random_state
+from rdcd.training.clock import Clock
 from rdcd.training.collectives import gather, gather_objects
+from rdcd.training.nonfinite import check_finite
+from rdcd.training.objectives import Outcome
 from rdcd.training.optim import ALGORITHMS, optimizer_and_schedule
-from rdcd.training.spread import effective_rank
+from rdcd.training.parts import InParts
+from rdcd.training.watch import measured, write_histograms
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,12 @@ class CopyDetection(pl.LightningModule):
         card: plain dict that travels in checkpoints.
         benchmark, protocol: what validation measures; None: no validation.
         channels_last: memory format of pictures and weights.
+        accumulate: parts that the student computes a batch in, see `InParts`.
     """
 
     def __init__(self, *, student: Student, objective: torch.nn.Module, optimization: Optimization, epochs: int,
                  steps_per_epoch: int, global_batch: int, card: dict, benchmark: Benchmark | None = None,
-                 protocol: Protocol | None = None, channels_last: bool = False) -> None:
+                 protocol: Protocol | None = None, channels_last: bool = False, accumulate: int = 1) -> None:
         super().__init__()
         self.student, self.objective = student, objective
         self.optimization, self.card = optimization, card
@@ -62,7 +69,16 @@ class CopyDetection(pl.LightningModule):
         self.benchmark, self.protocol = benchmark, protocol
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
+        self.accumulate = accumulate
         self._extracted: list = []
+        self._random_state: dict | None = None
+        self.clock = Clock()
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks of a step by name, for what concerns each of them, such as compiling."""
+        keys, teacher = (getattr(self.objective, name, None) for name in ("key_encoder", "teacher"))
+        return ({"student": self.student} | ({"key encoder": keys.network} if keys else {})
+                | ({"teacher": teacher.network} if teacher else {}))
 
     def configure_optimizers(self):
         o = self.optimization
@@ -80,25 +96,51 @@ class CopyDetection(pl.LightningModule):
         """Turn uint8 pictures [B, 3, H, W] into floats in [0, 1] in the run's memory format."""
         return (pictures.float() / 255).contiguous(memory_format=self.memory_format)
 
+    @property
+    def logging_step(self) -> bool:
+        """Whether loggers write the step under way."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
     def training_step(self, batch: dict, batch_index: int) -> Tensor:
-        outcome = self.objective(self.student, self.prepare(batch["query"]), self.prepare(batch["key"]),
-                                 batch["index"], gather)
-        if not torch.isfinite(outcome.total):
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in outcome.terms.items())
-            raise UserError(f"the loss is not finite at step {self.global_step} ({values}): lower "
-                            f"trainer.optimization.lr (now {self.optimization.lr:g}) or lengthen "
-                            f"trainer.optimization.warmup_epochs")
-        self._remember = outcome.remember
-        self.log("train/loss", outcome.total, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in outcome.terms.items()})
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the steps that loggers write
-            self.log_dict({"train/effective_rank_h": effective_rank(outcome.embedding.features),
-                           "train/effective_rank_z": effective_rank(outcome.embedding.descriptors),
-                           "train/lr": self.optimizers().param_groups[0]["lr"]})
+        with self.clock.part("data"):
+            query, key = self.prepare(batch["query"]), self.prepare(batch["key"])
+        student = self.student if self.accumulate == 1 else InParts(self.student, self.accumulate)
+        outcome: Outcome = self.objective(student, query, key, batch["index"], gather, self.clock.part)
+        check_finite(outcome, batch, module=self)
+        self._remember, self.shown_loss = outcome.remember, outcome.total.detach()
+        if self.logging_step:
+            with self.clock.part("logging"):
+                scalars, histograms = measured(outcome, self.objective, global_batch=self.global_batch, gather=gather)
+                self.log_dict({f"train/{name}": value for name, value in scalars.items()}
+                              | {"train/lr": self.optimizers().param_groups[0]["lr"]})
+                write_histograms(self.loggers, histograms, step=self.global_step)
         return outcome.total
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        self._since = self.clock.now()
+
     def on_after_backward(self) -> None:
+        self.clock.since(self._since, "backward")
+        self._since = self.clock.now()
         self._remember()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logging_step:  # of the whole batch, before it is clipped
+            norms = [p.grad.norm() for p in self.student.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", torch.stack(norms).norm())
+
+    def optimizer_step(self, *arguments, **named) -> None:
+        super().optimizer_step(*arguments, **named)  # which computes the step, too
+        self.clock.since(self._since, "optimizer")
+
+    def on_train_start(self) -> None:
+        if self._random_state is not None:  # here, as what comes before draws numbers that a whole run did not
+            restore_random_state(self._random_state)
+
+    def on_validation_start(self) -> None:
+        if collectives.world_size() > 1:  # every rank embeds its share with the network that is kept
+            for buffer in self.student.buffers():
+                dist.broadcast(buffer, src=0)
 
     def validation_step(self, batch: list, batch_index: int, dataloader_idx: int = 0) -> None:
         # unreadable pictures, batch[1], leave no part: `assemble` lists whatever is absent as missing
@@ -127,8 +169,11 @@ class CopyDetection(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         training = self.card.get("training", {}) | {"steps_done": self.global_step}
         checkpoint["card"] = self.card | {"training": training}
+        checkpoint["random"] = gather_objects(random_state())  # of every rank
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        states, rank = checkpoint.get("random", []), collectives.rank()
+        self._random_state = states[rank] if rank < len(states) else None
         o = self.optimization
         resettle(checkpoint, lr=o.lr * self.global_batch / 256, momentum=o.momentum, weight_decay=o.weight_decay,
                  **self._lengths())

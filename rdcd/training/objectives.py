@@ -1,7 +1,9 @@
 """What a network is trained for: the losses, with the state they need (METHOD §2, §3).
 
 An objective is a module called once a step with both views; it returns the weighted total and its
-terms. Gathering over ranks is injected: `gather(x)` returns the rows of all ranks in rank order.
+terms. Gathering over ranks is injected: `gather(x)` returns the rows of all ranks in rank order. So is the timing of
+its parts: `momentum` (the key encoder's update and forward), `student`, `teacher`, and `losses`, from descriptors to
+scalars.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from rdcd.models.queue import DescriptorQueue
 from rdcd.models.student import Embedding, Student
 from rdcd.models.teacher import Teacher, Unregistered
 from rdcd.training import collectives
+from rdcd.training.clock import Part, untimed
 from rdcd.training.mixing import mix_views
 
 Gather = Callable[[Tensor], Tensor]
@@ -33,14 +36,27 @@ def alone(rows: Tensor) -> Tensor:
 class Outcome(NamedTuple):
     """One step's loss.
 
-    `total` takes the gradient; `terms` are unweighted; `embedding` is of the query views; `remember`
-    writes the queues, to be called after the backward pass, which still reads them.
+    `total` takes the gradient; `terms` are unweighted; `embedding` is of the query views; `remember` moves the state on
+    (queues, the step of mixing), to be called after the backward pass, which still reads them. `similarities` are
+    cosines divided by the contrastive temperature, fp32 without gradient: `positives` [B], of each query to its key,
+    and `hardest_negatives` [B], to its nearest negative. Empty without a contrastive term; as long as a row of the
+    global batch has no negative, `hardest_negatives` is left out on every rank.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     embedding: Embedding
     remember: Callable[[], None]
+    similarities: dict[str, Tensor]
+
+
+def _similarities(query: Tensor, key: Tensor, hardest: Tensor, *, complete: Tensor,
+                  temperature: float) -> dict[str, Tensor]:
+    """Return `Outcome.similarities`; `complete` tells whether `hardest` has a negative in each of its rows."""
+    found = {"positives": (query.float() * key.float()).sum(dim=1)}
+    if complete:
+        found["hardest_negatives"] = hardest
+    return {name: cosines.detach() / temperature for name, cosines in found.items()}
 
 
 class RDCD(Unregistered, nn.Module):
@@ -60,7 +76,9 @@ class RDCD(Unregistered, nn.Module):
         contrastive_weight, hard_negative_weight, relational_weight: λ_con, λ_HN, λ_rel; a term of
             weight 0 is not computed.
         hard_negative_form, hard_negative_epsilon: see `hard_negative_loss`.
-        student_temperature, teacher_temperature, append_batch, append_own: see `relational_loss`.
+        student_temperature, teacher_temperature, append_batch, append_own: see `relational_loss`; the batch appended is
+            that of all ranks.
+        teacher_train_mode: the teacher's `train_mode`, see `Teacher`; in eval mode of the objective it is in eval mode.
 
     Raises:
         UserError: teacher and student disagree on the size of h, there is no teacher to follow, or options
@@ -72,7 +90,7 @@ class RDCD(Unregistered, nn.Module):
                  hard_negative_weight: float = 5.0, relational_weight: float = 1.0,
                  hard_negative_form: str = "tangent", hard_negative_epsilon: float = 1e-3,
                  student_temperature: float = 0.04, teacher_temperature: float = 0.04, append_batch: bool = False,
-                 append_own: bool = False) -> None:
+                 append_own: bool = False, teacher_train_mode: bool = False) -> None:
         super().__init__()
         self.contrastive_weight, self.hard_negative_weight = contrastive_weight, hard_negative_weight
         self.relational_weight, self.batch_negatives = relational_weight, batch_negatives
@@ -90,6 +108,10 @@ class RDCD(Unregistered, nn.Module):
                             ("teacher_temperature", teacher_temperature),
                             ("hard_negative_epsilon", hard_negative_epsilon)):
             check_number(f"loss.{name}", value, 0, whole=False, above=True)
+        for name, value in (("batch_negatives", batch_negatives), ("append_batch", append_batch),
+                            ("append_own", append_own), ("teacher_train_mode", teacher_train_mode)):
+            if not isinstance(value, bool):
+                raise UserError(f"loss.{name}={value}: expected true or false")
         if not (contrastive_weight or relational_weight):
             raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train "
                             "for: set one of them above 0")
@@ -103,14 +125,15 @@ class RDCD(Unregistered, nn.Module):
             raise UserError(f"student.kd_dim={kd_dim} but the teacher's descriptors have {teacher.dim} numbers: "
                             f"leave student.kd_dim=null to follow the teacher")
         if relational_weight:
-            self.use("teacher", teacher)
+            teacher.train_mode = teacher_train_mode
+            self.use("teacher", teacher.eval())
             self.teacher_queue = DescriptorQueue(queue_size, teacher.dim)
         if contrastive_weight:
             self.key_encoder = MomentumEncoder(student, momentum=momentum)
             self.student_queue = DescriptorQueue(queue_size, student.dim)
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
-                gather: Gather = alone) -> Outcome:
+                gather: Gather = alone, part: Part = untimed) -> Outcome:
         """Compute the loss of one batch.
 
         Args:
@@ -118,40 +141,55 @@ class RDCD(Unregistered, nn.Module):
             query, key: the two views, [B, 3, S, S] in [0, 1].
             pictures: int [B], which picture each row shows.
             gather: rows of all ranks.
+            part: times the parts.
         """
         if self.contrastive_weight:
-            self.key_encoder.update(getattr(student, "module", student))
-            keys = self.key_encoder(key).descriptors
-        embedding = student(query)
-        total, terms = embedding.descriptors.new_zeros(()), {}
-        if self.contrastive_weight:
-            negatives, valid = self.student_queue.features, self.student_queue.valid
-            if self.batch_negatives:
-                negatives = torch.cat([negatives, gather(keys)])
-                others = pictures[:, None] != gather(pictures)[None, :]
-                valid = torch.cat([valid.expand(len(keys), -1), others], dim=1)
-            terms["contrastive"] = contrastive_loss(embedding.descriptors, keys, negatives, valid=valid,
-                                                    **self.contrastive)
-            total = total + self.contrastive_weight * terms["contrastive"]
-            if self.hard_negative_weight:
-                terms["hard_negative"] = hard_negative_loss(embedding.descriptors, negatives, valid=valid,
-                                                            **self.hard_negative)
-                total = total + self.contrastive_weight * self.hard_negative_weight * terms["hard_negative"]
-            with torch.no_grad():
-                terms["nearest_negative"] = hardest_similarity(embedding.descriptors, negatives, valid).mean()
+            with part("momentum"):
+                self.key_encoder.update(getattr(student, "module", student))
+                keys = self.key_encoder(key).descriptors
+        with part("student"):
+            embedding = student(query)
         if self.relational_weight:
-            targets = self.teacher(query)
-            terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,
-                                                  valid=self.teacher_queue.valid, **self.relational)
-            total = total + self.relational_weight * terms["relational"]
+            with part("teacher"):
+                if self.teacher.train_mode:  # here, as whoever restores the mode of this module does not reach it
+                    self.teacher.train(self.training)
+                targets = self.teacher(query)
+        with part("losses"):
+            total, terms, similarities = embedding.descriptors.new_zeros(()), {}, {}
+            if self.contrastive_weight:
+                every_key = gather(keys)
+                negatives, valid = self.student_queue.features, self.student_queue.valid
+                if self.batch_negatives:
+                    negatives = torch.cat([negatives, every_key])
+                    others = pictures[:, None] != gather(pictures)[None, :]
+                    valid = torch.cat([valid.expand(len(keys), -1), others], dim=1)
+                terms["contrastive"] = contrastive_loss(embedding.descriptors, keys, negatives, valid=valid,
+                                                        **self.contrastive)
+                total = total + self.contrastive_weight * terms["contrastive"]
+                if self.hard_negative_weight:
+                    terms["hard_negative"] = hard_negative_loss(embedding.descriptors, negatives, valid=valid,
+                                                                **self.hard_negative)
+                    total = total + self.contrastive_weight * self.hard_negative_weight * terms["hard_negative"]
+                with torch.no_grad():
+                    hardest = hardest_similarity(embedding.descriptors, negatives, valid)
+                terms["nearest_negative"] = hardest.mean()
+            if self.relational_weight:
+                every_target = gather(targets)
+                terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,
+                                                      valid=self.teacher_queue.valid, batch=every_target,
+                                                      **self.relational)
+                total = total + self.relational_weight * terms["relational"]
+            if self.contrastive_weight:  # last, as it waits for the device; a row lacks a negative where all rows do
+                similarities = _similarities(embedding.descriptors, keys, hardest, complete=valid.any(),
+                                             **self.contrastive)
 
         def remember() -> None:
             if self.relational_weight:
-                self.teacher_queue.enqueue(gather(targets))
+                self.teacher_queue.enqueue(every_target)
             if self.contrastive_weight:
-                self.student_queue.enqueue(gather(keys))
+                self.student_queue.enqueue(every_key)
 
-        return Outcome(total, terms, embedding, remember)
+        return Outcome(total, terms, embedding, remember, similarities)
 
 
 class SSCD(nn.Module):
@@ -163,7 +201,8 @@ class SSCD(nn.Module):
         temperature: τ.
         entropy_weight: λ, 30 as published, 10 for new trunks.
         mixup: probability of a view to be mixed with another, 0.05 in the published recipe. What is mixed is a
-            function of a seed from torch's generator, the step and the rank, and goes on as it would after a resume.
+            function of a seed from torch's generator, the step and the place in the global batch, whatever the number
+            of ranks, and goes on as it would after a resume.
         mixup_alpha, cutmix_alpha, switch_probability: see `mix_views`.
 
     Raises:
@@ -187,21 +226,37 @@ class SSCD(nn.Module):
             self.register_buffer("mixing_step", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
-                gather: Gather = alone) -> Outcome:
-        """Compute the loss of one batch; arguments as in `RDCD.forward`. Views are mixed in training mode only."""
+                gather: Gather = alone, part: Part = untimed) -> Outcome:
+        """Compute the loss of one batch; arguments as in `RDCD.forward`. Views are mixed in training mode only.
+
+        Raises:
+            UserError: several ranks are to mix an odd number of pictures each.
+        """
         views, labels = torch.cat([query, key]), torch.cat([pictures, pictures])
-        rank = collectives.rank()
-        if self.mixing["probability"] and self.training:
-            seed = (int(self.mixing_seed), int(self.mixing_step), rank)
-            views, labels = mix_views(views, labels, generator=np.random.default_rng(seed), **self.mixing)
-            self.mixing_step += 1
-        both = student(views)
-        everyone, every_label = gather(both.descriptors), gather(labels)
-        offset = 0 if len(everyone) == len(labels) else rank * len(labels)
-        contrastive, entropy = sscd_loss(both.descriptors, labels, everyone, every_label, offset=offset, **self.options)
-        with torch.no_grad():
-            others = both.descriptors @ both.descriptors.T
-            others = others.masked_fill(share_picture(labels, labels), -1.0)
-        return Outcome(contrastive + entropy, {"contrastive": contrastive, "entropy": entropy,
-                                               "nearest_negative": others.amax(dim=1).mean()},
-                       Embedding(both.features[:len(query)], both.descriptors[:len(query)]), lambda: None)
+        ranks = len(gather(pictures)) // len(pictures)
+        rank = collectives.rank() if ranks > 1 else 0
+        mixing = bool(self.mixing["probability"] and self.training)
+        if mixing:
+            seed = (int(self.mixing_seed), int(self.mixing_step))
+            views, labels = mix_views(views, labels, rank=rank, ranks=ranks, generator=np.random.default_rng(seed),
+                                      **self.mixing)
+        with part("student"):
+            both = student(views)
+        with part("losses"):
+            everyone, every_label = gather(both.descriptors), gather(labels)
+            contrastive, entropy = sscd_loss(both.descriptors, labels, everyone, every_label, offset=rank * len(labels),
+                                             **self.options)
+            with torch.no_grad():
+                negative = ~share_picture(labels, every_label)
+                hardest = hardest_similarity(both.descriptors, everyone, negative)
+            terms = {"contrastive": contrastive, "entropy": entropy, "nearest_negative": hardest.mean()}
+            queries, keys = both.descriptors.chunk(2)
+            similarities = _similarities(queries, keys, hardest[:len(query)], temperature=self.options["temperature"],
+                                         complete=gather(negative.any(dim=1)).all())
+
+        def remember() -> None:
+            if mixing:
+                self.mixing_step += 1
+
+        return Outcome(contrastive + entropy, terms, Embedding(both.features[:len(query)], queries), remember,
+                       similarities)

@@ -106,6 +106,19 @@ def test_batch_alone_suffices(unit_rows):
     assert loss.item() == pytest.approx(oracle(*lists(student, teacher), [], batch=True), rel=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_appended_batch_is_that_of_all_processes(unit_rows, masked):
+    """The mean of what two processes have of one batch is the loss of one process with all of it."""
+    student, teacher, queue = unit_rows(0, 6, 8), unit_rows(1, 6, 8), unit_rows(2, 9, 8)
+    options = {"append_batch": True, "valid": torch.arange(9) < 4 if masked else None}
+    whole = relational_loss(student, teacher, queue, **options)
+    parts = [relational_loss(student[part], teacher[part], queue, batch=teacher, **options)
+             for part in (slice(0, 3), slice(3, 6))]
+    assert torch.allclose(sum(parts) / 2, whole, rtol=1e-5)
+    taken = oracle(*lists(student[:3], teacher[:3], torch.cat([queue[options["valid"]] if masked else queue, teacher])))
+    assert parts[0].item() == pytest.approx(taken, rel=1e-5)
+
+
 def test_agreement_is_zero_and_disagreement_positive(unit_rows):
     teacher, queue = unit_rows(1, 4, 8), unit_rows(2, 9, 8)
     student = teacher.clone().requires_grad_()

@@ -40,6 +40,20 @@ def test_parameters_move_by_the_equation(online: nn.Module, m: float) -> None:
         torch.testing.assert_close(found.double().flatten(), torch.tensor(old).double(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("m", [0.0, 0.5, 0.99, 0.996, 1.0])
+def test_a_step_rounds_by_an_ulp_at_most(online: nn.Module, m: float) -> None:
+    """Of the larger of the two: m·θ_K + (1 − m)·θ in fp32 beside float64, and nothing at all at both ends of m."""
+    keys = MomentumEncoder(online, momentum=m)
+    disturb(online, 0)
+    before = [p.double() for p in keys.network.parameters()]
+    keys.update(online)
+    for old, target, found in zip(before, online.parameters(), keys.network.parameters(), strict=True):
+        target = target.detach()
+        expected = m * old + (1 - m) * target.double()
+        ulp = 2.0**-23 * torch.maximum(old.abs(), target.double().abs())
+        assert ((found.double() - expected).abs() <= (0 if m in (0, 1) else 1) * ulp).all()
+
+
 def test_update_leaves_the_online_network_alone(online: nn.Module) -> None:
     keys = MomentumEncoder(online)
     disturb(online, 0)

@@ -1,7 +1,11 @@
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rdcd.models.dino import DinoDescriptor
 from rdcd.models.student import Student
 from rdcd.models.teacher import Teacher, Unregistered
 
@@ -70,6 +74,34 @@ def test_no_tensor_changes_while_a_holder_trains(teacher: Teacher) -> None:
     assert not torch.equal(layer, outer.holder.layer.weight)
     after = everything(teacher)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_in_train_mode_only_statistics_drift(teacher: Teacher) -> None:
+    pictures = torch.rand(4, 3, 32, 32)
+    online = copy.deepcopy(teacher.network).train()
+    evaluated = teacher(pictures)
+    before, drifting = everything(teacher), Teacher(teacher.network, train_mode=True)
+    assert not drifting.training and torch.equal(drifting(pictures), evaluated)  # until it is told
+    found = drifting.train()(pictures)
+    assert all(module.training for module in drifting.modules()) and not found.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(found, online.embed(pictures))
+    assert not torch.allclose(found, evaluated, atol=1e-3)
+    changed = {name.rpartition(".")[2] for name, value in everything(drifting).items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    assert not any(p.requires_grad for p in drifting.parameters())
+    assert not any(module.training for module in drifting.eval().modules())
+
+
+@pytest.mark.parametrize("network", [lambda: Student(trunk="test_resnet", dim=None, kd_dim=8),
+                                     lambda: DinoDescriptor(trunk="test_vit")])
+def test_descriptors_are_normalized_in_fp32_under_autocast(network: Callable[[], nn.Module]) -> None:
+    teacher = Teacher(network())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = teacher(torch.rand(3, 3, 160, 160))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3), rtol=0, atol=1e-6)
 
 
 def test_holder_does_not_own_it(teacher: Teacher) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import go, rows, settings
 
 from rdcd.errors import BadImage
+from rdcd.training.clock import Clock
 from rdcd.training.console import Console, Ledger
 from rdcd.training.launch import TeacherFile
 
@@ -32,7 +33,7 @@ def test_speed_and_time_left_leave_validation_out(monkeypatch, capsys):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("rdcd.training.console.time", SimpleNamespace(monotonic=lambda: clock.now))
     logged = []
-    module = SimpleNamespace(log_dict=logged.append)
+    module = SimpleNamespace(log_dict=logged.append, shown_loss=1.5, clock=Clock())
     trainer = SimpleNamespace(estimated_stepping_batches=10, global_step=0, is_global_zero=True,
                               current_epoch=0, max_epochs=1, log_every_n_steps=5,
                               callback_metrics={"train/loss": 1.5})

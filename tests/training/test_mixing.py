@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rdcd.errors import UserError
 from rdcd.training.mixing import mix_views
 
 
@@ -17,7 +18,21 @@ def mix(pictures, labels=None, seed=0, **options):
     return mix_views(pictures, labels, generator=np.random.default_rng(seed), **options)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 10])
+def partner_of(i, count):
+    """The neighbour in pairs of the same half, the last of an odd half being its own partner."""
+    half = range(count // 2) if i < count // 2 else range(count // 2, count)
+    for first in half[::2]:
+        pair = [first, first + 1] if first + 1 in half else [first, first]
+        if i in pair:
+            return pair[1] if i == pair[0] else pair[0]
+
+
+def test_partners_are_neighbours_of_the_same_half():
+    assert [partner_of(i, 6) for i in range(6)] == [1, 0, 2, 4, 3, 5]
+    assert [partner_of(i, 8) for i in range(8)] == [1, 0, 3, 2, 5, 4, 7, 6]
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 14])
 @pytest.mark.parametrize("probability, switch", [(1.0, 0.0), (1.0, 1.0), (0.5, 0.5), (0.0, 0.5)])
 def test_pixels_and_labels_tell_the_same(count, probability, switch):
     """A sum of the two at every pixel alike, or a box of the partner's; labels are of what is seen."""
@@ -29,7 +44,7 @@ def test_pixels_and_labels_tell_the_same(count, probability, switch):
         assert torch.equal(pictures, kept)
         assert mixed.shape == pictures.shape and shown.shape == (count, 2) and shown.dtype == labels.dtype
         for i in range(count):
-            own, partner = 2.0**-i, 2.0 ** -(count - 1 - i)  # read from the batch as it came
+            own, partner = 2.0**-i, 2.0 ** -partner_of(i, count)  # read from the batch as it came
             assert shown[i, 0] == labels[i]
             assert torch.equal(mixed[i, 0], mixed[i, 1]) and torch.equal(mixed[i, 0], mixed[i, 2])
             values = sorted(set(mixed[i].flatten().tolist()))
@@ -37,7 +52,7 @@ def test_pixels_and_labels_tell_the_same(count, probability, switch):
                 kinds.add("own")
                 assert shown[i, 1] == labels[i]
                 continue
-            assert shown[i, 1] == labels[count - 1 - i]
+            assert shown[i, 1] == labels[partner_of(i, count)]
             if len(values) == 1:
                 kinds.add("sum")
                 assert min(own, partner) < values[0] < max(own, partner)
@@ -46,15 +61,15 @@ def test_pixels_and_labels_tell_the_same(count, probability, switch):
                 assert values == sorted([own, partner])
                 rows, columns = np.nonzero((mixed[i, 0] == partner).numpy())
                 assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-    expected = {0.0: {"sum"}, 0.5: {"sum", "box"}, 1.0: {"box"}}[switch] if probability and count > 1 else set()
-    assert kinds - {"own"} == expected  # a box may have no pixels, the middle of an odd batch is its own partner
+    expected = {0.0: {"sum"}, 0.5: {"sum", "box"}, 1.0: {"box"}}[switch] if probability and count > 2 else set()
+    assert kinds - {"own"} == expected  # a box may have no pixels
     if expected == {"sum"}:
-        assert ("own" in kinds) == (count % 2 == 1)
+        assert ("own" in kinds) == (count // 2 % 2 == 1)
 
 
 def test_shares_follow_their_distributions():
     """How many, of which kind, and how much: Beta(a, a) has mean 1/2 and variance 1 / (8a + 4)."""
-    pictures = torch.cat([torch.zeros(2000, 3, 8, 8), torch.ones(2000, 3, 8, 8)])
+    pictures = torch.tensor([0.0, 1.0]).repeat(2000).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
     mixed, shown = mix(pictures, probability=0.3, mixup_alpha=3.0, switch_probability=0.25)
     touched = (shown[:, 0] != shown[:, 1]).numpy()
     boxes = np.array([len(picture.unique()) == 2 for picture in mixed])
@@ -68,7 +83,7 @@ def test_shares_follow_their_distributions():
 def test_boxes_have_the_share_they_were_drawn_with():
     """Where no border cuts them: of sides √λ, hence of mean area 1/2 before the cut; uniform centres."""
     side, count = 64, 3000
-    pictures = torch.cat([torch.zeros(count // 2, 1, side, side), torch.ones(count // 2, 1, side, side)])
+    pictures = torch.tensor([0.0, 1.0]).repeat(count // 2).view(-1, 1, 1, 1).expand(-1, 1, side, side)
     mixed, _ = mix(pictures, probability=1.0, switch_probability=1.0)
     pasted = (mixed != pictures)[:, 0].numpy()
     generator = np.random.default_rng(1)
@@ -111,7 +126,26 @@ def test_draws_are_the_generators_alone():
         assert not torch.equal(first[0], mix(pictures, seed=other, probability=0.5)[0])
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_mix_their_rows_as_one_does(ranks):
+    """Rank r has rows [r·B, (r+1)·B) of the queries and of the keys."""
+    count = 12
+    pictures, labels = torch.rand(2 * count, 3, 8, 8), torch.arange(2 * count)
+    mixed, shown = mix(pictures, labels, probability=0.5)
+    assert (shown[:, 0] != shown[:, 1]).sum() > 4
+    for rank, own in enumerate(torch.arange(count).chunk(ranks)):
+        places = torch.cat([own, count + own])
+        part, part_shown = mix(pictures[places], labels[places], probability=0.5, rank=rank, ranks=ranks)
+        assert torch.equal(part, mixed[places]) and torch.equal(part_shown, shown[places])
+
+
+def test_pairs_that_would_lie_on_two_processes_are_refused():
+    with pytest.raises(UserError, match="data.batch_size=6 gives 3 pictures to each of 2 processes.*an even multiple "
+                                        "of the processes, such as 8, or loss.mixup=0"):
+        mix(flat(6), rank=0, ranks=2)
+
+
 def test_memory_format_and_type_stay():
-    pictures = torch.rand(6, 3, 8, 8).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    pictures = torch.rand(8, 3, 8, 8).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     mixed, _ = mix(pictures, probability=1.0)
     assert mixed.dtype == torch.bfloat16 and mixed.is_contiguous(memory_format=torch.channels_last)

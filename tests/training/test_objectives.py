@@ -1,8 +1,10 @@
 """One step of an objective against the plain losses, and its state against Python lists."""
 
+import contextlib
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from config_files import CONFIGS, tree
@@ -53,7 +55,7 @@ class ListQueue:
         for slot, row in enumerate(self.slots):
             assert queue.valid[slot] == (row is not None)
             if row is not None:
-                assert torch.allclose(queue.features[slot], row, atol=1e-6)
+                assert torch.allclose(queue.features[slot], row, atol=1e-5)
         assert queue.pointer == self.next
 
 
@@ -165,6 +167,16 @@ def test_the_same_picture_twice_in_a_batch_is_no_negative():
     assert torch.allclose(outcome.total, sum(expected) / BATCH, atol=1e-5)
 
 
+def test_the_batch_appended_is_that_of_all_ranks():
+    network, guide = student(), teacher()
+    query, key = views(0)
+    objective = RDCD(network, guide, queue_size=8, contrastive_weight=0, append_batch=True)
+    value = objective(network, query, key, INDICES, gather=lambda x: torch.cat([-x, x])).total
+    targets = guide(query)
+    assert torch.allclose(value, relational_loss(network(query).features, targets, torch.cat([-targets, targets])),
+                          atol=1e-5)
+
+
 def test_options_reach_the_relational_loss():
     network, guide = student(), teacher()
     query, key = views(0)
@@ -215,7 +227,8 @@ def test_without_hard_negatives_the_term_is_gone():
     ({"contrastive_weight": 0, "relational_weight": 0}, "nothing to train for"),
     ({"hard_negative_form": "soft"}, "hard_negative_form='soft': expected 'tangent' or 'clamp'"),
     ({"append_batch": True, "append_own": True}, "append_batch=true already contains append_own=true"),
-], ids=["no teacher", "kd_dim", "no term", "form", "appends"])
+    ({"teacher_train_mode": "no"}, "loss.teacher_train_mode=no: expected true or false"),
+], ids=["no teacher", "kd_dim", "no term", "form", "appends", "switch"])
 def test_settings_that_cannot_work_are_refused_at_once(options, said):
     options = {"teacher": teacher()} | options
     with pytest.raises(UserError, match=said):
@@ -242,6 +255,32 @@ def test_teacher_is_no_part_of_the_objective_and_does_not_change(digest):
     assert kept == {"key_encoder", "student_queue", "teacher_queue"}
     own = {id(p) for p in objective.parameters()} | {id(b) for b in objective.buffers()}
     assert not own & {id(value) for value in (*guide.parameters(), *guide.buffers())}
+
+
+def test_teacher_in_train_mode_normalizes_by_its_batch_while_the_objective_trains():
+    network, guide = student(), teacher()
+    twin = copy.deepcopy(guide.network).train()
+    objective = RDCD(network, guide, queue_size=16, contrastive_weight=0, append_batch=True, teacher_train_mode=True)
+    statistics = copy.deepcopy(dict(guide.named_buffers()))
+    for step in range(2):
+        query, key = views(step)
+        with torch.no_grad():
+            expected = twin.embed(query)
+        for module in (objective, guide):
+            module.training = True  # without telling its parts, as Lightning restores modes
+        objective(network, query, key, INDICES).remember()
+        found = objective.teacher_queue.features[step * BATCH:(step + 1) * BATCH]
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert not all(torch.equal(value, statistics[name]) for name, value in guide.named_buffers())
+    assert all(p.grad is None and not p.requires_grad for p in guide.parameters())
+    assert not [name for name in objective.state_dict() if not name.startswith("teacher_queue.")]
+
+    statistics = copy.deepcopy(dict(guide.named_buffers()))
+    objective.eval()(network, *views(2), INDICES)
+    assert not any(module.training for module in guide.modules())
+    assert all(torch.equal(value, statistics[name]) for name, value in guide.named_buffers())
+    RDCD(network, guide.train(), queue_size=8)  # the next objective without the option
+    assert not any(module.training for module in guide.train().modules())
 
 
 def test_gradient_reaches_the_student_alone():
@@ -273,6 +312,86 @@ def test_sscd_is_the_loss_of_both_views_together():
     assert not list(SSCD(network).state_dict())  # without mixing there is no state
 
 
+def loops(z, keys, negatives):
+    """Cosines of rows to their keys, and to the nearest of the negatives that each row has, by loops."""
+    return ([sum(a * b for a, b in zip(z[i].tolist(), keys[i].tolist())) for i in range(len(z))],
+            [max(sum(a * b for a, b in zip(z[i].tolist(), n.tolist())) for n in negatives[i]) for i in range(len(z))])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch_negatives", [False, True])
+def test_similarities_are_cosines_over_the_temperature(batch_negatives, precision):
+    """In fp32 under autocast, too; the keys of other ranks are negatives, and no picture's own keys."""
+    network, pictures = student(), torch.tensor([0, 1, 2, 3, 0])
+    objective = RDCD(network, None, queue_size=8, relational_weight=0, temperature=0.11,
+                     batch_negatives=batch_negatives)
+    first, second = (objective(network, *views(step), pictures).remember for step in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        outcome = objective(network, *views(2), pictures)
+        assert ("hardest_negatives" in outcome.similarities) == batch_negatives  # the queue is empty
+        first()
+        outcome = objective(network, *views(2), pictures, gather=lambda x: torch.cat([x, x + 7 if x.ndim == 1 else -x]))
+        z, keys = outcome.embedding.descriptors, objective.key_encoder(views(2)[1]).descriptors
+    negatives = [objective.student_queue.features[:BATCH]] * BATCH
+    if batch_negatives:
+        negatives = [torch.cat([rows, keys[pictures != own], -keys]) for rows, own in zip(negatives, pictures)]
+    positive, hardest = loops(z, keys, negatives)
+    found = outcome.similarities
+    assert found["positives"].tolist() == pytest.approx([s / 0.11 for s in positive], abs=1e-4)
+    assert found["hardest_negatives"].tolist() == pytest.approx([s / 0.11 for s in hardest], abs=1e-4)
+    assert outcome.terms["nearest_negative"] == pytest.approx(sum(hardest) / BATCH, abs=1e-5)
+    assert all(v.dtype == torch.float32 and not v.requires_grad for v in found.values())
+    second()
+
+
+def test_similarities_of_sscd_are_of_the_gathered_batch():
+    """The row's own other view, and the nearest of all ranks' rows that match it in nothing; some rows show two."""
+    network, count = student(dim=None), 4
+    objective, (query, key) = sscd(mixup=0.5, temperature=0.07), views(0)[:, :count]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outcome = objective(recorder := Recorder(network), query, key, INDICES[:count],
+                            gather=lambda x: torch.cat([x, -x if x.is_floating_point() else x + 100]))
+        z = network(recorder.views[0]).descriptors
+    generator = np.random.default_rng((int(objective.mixing_seed), 0))
+    mixed, shown = mix_views(torch.cat([query, key]), INDICES[:count].repeat(2), generator=generator, ranks=2,
+                             **objective.mixing)
+    assert torch.equal(recorder.views[0], mixed)
+    labels, everyone = [set(row) for row in [*shown.tolist(), *(shown + 100).tolist()]], torch.cat([z, -z])
+    assert {len(row) for row in labels} == {1, 2}
+    negatives = [[everyone[j] for j in range(4 * count) if not labels[i] & labels[j]] for i in range(2 * count)]
+    positive, hardest = loops(z, z.roll(count, 0), negatives)
+    found = outcome.similarities
+    assert found["positives"].tolist() == pytest.approx([s / 0.07 for s in positive[:count]], abs=1e-4)
+    assert found["hardest_negatives"].tolist() == pytest.approx([s / 0.07 for s in hardest[:count]], abs=1e-4)
+    assert outcome.terms["nearest_negative"] == pytest.approx(sum(hardest) / len(hardest), abs=1e-5)
+
+
+def test_a_batch_where_a_row_has_no_negative_tells_of_none():
+    network = student(dim=None)
+    outcome = SSCD(network)(network, *views(0), torch.zeros(BATCH, dtype=torch.long))
+    assert set(outcome.similarities) == {"positives"}
+    objective = RDCD(student(), teacher(), queue_size=8, contrastive_weight=0)
+    assert objective(student(), *views(0), INDICES).similarities == {}
+
+
+def test_parts_are_timed_each_by_name():
+    names = []
+
+    @contextlib.contextmanager
+    def part(name):
+        names.append(name)
+        yield
+        names.append(f"end of {name}")
+
+    network = student()
+    for objective, expected in ((RDCD(network, teacher(), queue_size=8), ["momentum", "student", "teacher", "losses"]),
+                                (RDCD(network, None, queue_size=8, relational_weight=0),
+                                 ["momentum", "student", "losses"]), (SSCD(network), ["student", "losses"])):
+        names.clear()
+        objective(network, *views(0), INDICES, part=part)
+        assert names == [name for one in expected for name in (one, f"end of {one}")]
+
+
 class Recorder:
     """A student that keeps the views it was shown."""
 
@@ -296,7 +415,7 @@ def seen(objective, steps, network=None):
     """What the student is shown at each of `steps`."""
     recorder = Recorder(network or student(dim=None))
     for step in steps:
-        objective(recorder, *views(step), INDICES)
+        objective(recorder, *views(step), INDICES).remember()
     return recorder.views
 
 
@@ -317,7 +436,7 @@ def test_mixed_views_match_all_they_show(monkeypatch):
     outcome = sscd(entropy_weight=6.0, **options)(recorder, *views(0), pictures)
     (came, labels, given), (mixed, shown) = calls
     assert torch.equal(came, torch.cat([*views(0)])) and labels.tolist() == [3, 8, 3, 1, 0] * 2
-    assert given == {"probability": 0.7} | {key: options[key] for key in options if key != "mixup"}
+    assert given == {"probability": 0.7, "rank": 0, "ranks": 1} | {k: options[k] for k in options if k != "mixup"}
     assert torch.equal(recorder.views[0], mixed) and not torch.equal(mixed, came)
     both = network(mixed).descriptors
     contrastive, entropy = sscd_loss(both, shown, entropy_weight=6.0)
@@ -342,6 +461,10 @@ def test_mixing_goes_on_where_a_checkpoint_left_it():
     resumed.load_state_dict(cut.state_dict())
     assert all(map(torch.equal, whole[2:], seen(resumed, range(2, 4))))
     assert not torch.equal(*seen(sscd(**options), [0, 0]))  # every step has mixes of its own
+    again = sscd(**options)
+    for _ in range(2):  # and the same ones until it is done
+        again(recorder := Recorder(student(dim=None)), *views(0), INDICES)
+        assert torch.equal(recorder.views[0], whole[0])
 
 
 def test_views_are_mixed_in_training_only():
