@@ -227,7 +227,7 @@ def _train_student(run: Run, student: partial, loss: Callable[..., torch.nn.Modu
     models = {"student": "student.safetensors"} | ({"teacher": guide.model} if guide else {})
     if untrained:
         models["student untrained"] = "untrained.safetensors"
-        if not collectives.rank():
+        if not collectives.rank() and run.replay is None:
             save_student(run.folder / "untrained.safetensors", made, size=size, resize=resize,
                          card={"training": {"seed": run.seed, "steps": 0}, "licence": LICENCE,
                                "provenance": provenance.provenance(seed=run.seed, device=device_of(trainer))})
