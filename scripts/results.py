@@ -4,7 +4,9 @@ A block `<!-- results FILE[:MODEL,…] … -->` … `<!-- end -->` in README.md 
 named `docs/results/FILE.json`, which are `metrics.json` files as the tool wrote them; `<!-- differences … -->` that of
 the paired differences in them, of the first model and the named others. A block `<!-- published -->` …
 `<!-- end -->` holds the rows of docs/results/published.json, reported by others, with ours beside them where there is a
-`docs/results/EXPERIMENT.json`. Run after adding one:
+`docs/results/EXPERIMENT.json`. Of files that `rdcd bench step` wrote, `<!-- steps FILE … -->` holds the speed,
+`<!-- parts FILE … -->` where a step's time goes, `<!-- costs FILE … -->` operations and memory, and
+`<!-- hours FILE … -->` the length of the full recipe. Run after adding one:
 
     python scripts/results.py
 """
@@ -15,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-BLOCK = re.compile(r"(<!-- (results|differences|published) ?([^>]*?) -->\n).*?(<!-- end -->)", re.S)
+BLOCK = re.compile(r"(<!-- (results|differences|published|steps|parts|costs|hours) ?([^>]*?) -->\n).*?(<!-- end -->)",
+                   re.S)
 
 
 def chosen(selection: str) -> tuple[str, list[str] | None]:
@@ -82,9 +85,83 @@ def published() -> str:
     return "\n".join(lines) + "\n"
 
 
+def benches(names: list[str]) -> list[tuple[str, dict, dict[str, dict]]]:
+    """Return (file, content, its rows by what was timed) of each result of `rdcd bench step`."""
+    contents = [(name, json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))) for name in names]
+    return [(name, content, {row["what"]: row for row in content["rows"]}) for name, content in contents]
+
+
+def step_of(content: dict) -> str:
+    """Return what a step consists of, in a few words."""
+    return (f"{content['student']}, {content['teacher'] or 'no teacher'}, {content['size']} px, "
+            f"{content['batch_size']} pictures")
+
+
+def precision_of(content: dict) -> str:
+    """Return precision, compiled or not, and input if it is not from memory."""
+    return (content["precision"] + ", compiled" * content["compile"]
+            + ", real loader" * (content["input"] == "loader"))
+
+
+def steps(names: list[str]) -> str:
+    """Return a Markdown table of images/s, of the framework's costs, of its share of the bound, and of memory."""
+    lines = ["| result file | step | precision | device | images/s, networks alone | bare loop | `rdcd train` | "
+             "framework/bare | share of the bound | peak GPU memory |", "|---|---|---|---|--:|--:|--:|--:|--:|--:|"]
+    for name, content, timed in benches(names):
+        rates = " | ".join(f"{timed[what]['images_per_s']:,.0f}"
+                           for what in ("networks alone", "bare loop", "rdcd train"))
+        ratio, bound, peak = content["ratio"], content["bound_share"], timed["rdcd train"]["peak_bytes"]
+        device = content["provenance"]["device"]
+        lines.append(f"| {name} | {step_of(content)} | {precision_of(content)} | {device} | {rates} | "
+                     f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) | {bound['median']:.0%} | "
+                     f"{'' if peak is None else f'{peak / 1e9:.1f} GB'} |")
+    return "\n".join(lines) + "\n"
+
+
+def parts(names: list[str]) -> str:
+    """Return a Markdown table of the milliseconds of a step by part, a column a file."""
+    found = benches(names)
+    parts = sorted({part for _, content, _ in found for part in content["parts"]} - {"the rest"},
+                   key=lambda part: -found[0][1]["parts"].get(part, 0))
+    lines = ["| ms a step | " + " | ".join(f"{name} ({precision_of(content)})" for name, content, _ in found) + " |",
+             "|---|" + "--:|" * len(found)]
+    for part in [*parts, "the rest"]:
+        values = [content["parts"].get(part, 0) * 1000 for _, content, _ in found]
+        lines.append(f"| {part} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def costs(names: list[str]) -> str:
+    """Return a Markdown table of what is counted of a step: operations and kept memory."""
+    lines = ["| result file | student, teacher | precision | size | G operations a picture: student | key encoder | "
+             "teacher | networks | queues | MB a picture: student keeps | losses keep |",
+             "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for name, content, _ in benches(names):
+        cost = content["costs"]
+        operations = " | ".join(f"{cost[f'{part}_operations'] / 1e9:.2f}" for part in ("student", "key", "teacher"))
+        lines.append(f"| {name} | {content['student']}, {content['teacher'] or 'none'} | {content['precision']} | "
+                     f"{content['size']} px | {operations} | {cost['network_bytes'] / 1e6:.0f} MB | "
+                     f"{cost['queue_bytes'] / 1e6:.0f} MB | {cost['student_bytes'] / 1e6:.1f} | "
+                     f"{cost['loss_bytes'] / 1e6:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def hours(names: list[str]) -> str:
+    """Return a Markdown table of the full recipe's length at the measured images/s, scaled ideally."""
+    lines = ["| at the images/s of | precision | device | 1 | 2 | 8 | device-hours | at 2 USD an hour, an assumption |",
+             "|---|---|---|--:|--:|--:|--:|--:|"]
+    for name, content, _ in benches(names):
+        full = content["full_recipe_hours"]
+        lines.append(f"| {name}: {step_of(content)} | {precision_of(content)} | {content['provenance']['device']} | "
+                     + " | ".join(f"{full[count]:,.0f} h" for count in ("1", "2", "8"))
+                     + f" | {full['1']:,.0f} | {2 * full['1']:,.0f} USD |")
+    return "\n".join(lines) + "\n"
+
+
 def filled(text: str) -> str:
     """Return a document with its result blocks renewed."""
-    makers = {"results": table, "differences": compared, "published": lambda _: published()}
+    makers = {"results": table, "differences": compared, "published": lambda _: published(), "steps": steps,
+              "parts": parts, "costs": costs, "hours": hours}
     return BLOCK.sub(lambda m: m[1] + makers[m[2]](m[3].split()) + m[4], text)
 
 

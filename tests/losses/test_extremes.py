@@ -59,7 +59,7 @@ def labels(case: str, count: int) -> Tensor:
 
 def loss_of(case: str, a: Tensor, b: Tensor, apart: Tensor, anchors: Tensor) -> Tensor:
     """The project's value."""
-    own, count = torch.eye(len(a), dtype=torch.bool), len(a)
+    own, count = torch.eye(len(a), dtype=torch.bool, device=a.device), len(a)
     match case.split(", "):
         case "contrastive", "positive":
             return contrastive_loss(a, b, apart.expand(64, -1))
@@ -76,7 +76,7 @@ def loss_of(case: str, a: Tensor, b: Tensor, apart: Tensor, anchors: Tensor) -> 
             return relational_loss(a, b, anchors, **dict.fromkeys(append, True))
         case "sscd", what:
             rows = torch.cat([a, b] if what == "views" else [a, b, a, b])
-            return sum(sscd_loss(torch.cat([rows, apart, apart]), labels(case, count)))
+            return sum(sscd_loss(torch.cat([rows, apart, apart]), labels(case, count).to(a.device)))
 
 
 def tangent_log(u: Tensor, epsilon: float = 1e-3) -> Tensor:
@@ -153,3 +153,20 @@ def test_values_and_gradients_are_finite_and_as_theory_says(case, at, count):
             with torch.autocast("cpu", dtype=dtype):
                 cast = loss_of(case, *rows)
             assert cast.item() == value
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("case", THEORY)
+def test_on_a_gpu_as_on_a_cpu(case: str, dtype: torch.dtype) -> None:
+    for similarity in SIMILARITIES:
+        answers = []
+        for device in ("cpu", "cuda"):
+            a, *others = (rows.to(device) for rows in pairs(similarity, 4, dtype))
+            a.requires_grad_()
+            with torch.autocast(device, dtype=torch.bfloat16):  # which the losses switch off
+                loss = loss_of(case, a, *others)
+            loss.backward()
+            answers.append((loss.detach().cpu(), a.grad.cpu()))
+        for there, here in zip(*answers[::-1], strict=True):
+            torch.testing.assert_close(there, here, rtol=1e-4 if dtype is torch.float32 else 2e-2, atol=1e-4)

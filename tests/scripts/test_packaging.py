@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from rdcd.yamls import spelled
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("rdcd", "configs", "setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 
@@ -97,11 +99,11 @@ def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None
     assert run("-c", "import rdcd; print(rdcd.__file__)").startswith(str(site))
     found = run("-c", "from rdcd.yamls import config_dir; print(config_dir())").strip()
     assert found == str(site / "rdcd/configs")
-    commands = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
+    commands = [spelled(path.stem) for path in (ROOT / "configs").glob("*.yaml")]
     described = run("-m", "rdcd", "--help")
     assert commands and all(command in described for command in commands)
     for command in commands:
-        assert run("-m", "rdcd", command, "--help")
+        assert run("-m", "rdcd", *command.split(), "--help")
 
 
 def test_source_distribution_builds_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path) -> None:

@@ -54,3 +54,30 @@ def test_intervals_and_differences(results):
     assert "| one | a − b | `Flat` | +1.0 | -2.0 … +4.0 |" in script["filled"]("<!-- differences one -->\n<!-- end -->")
     row = {"uAP": 0.5, "uAP_low": 0.45, "uAP_high": 0.56}
     assert script["figure"](row, "uAP") == "50.0 (45.0–56.0)" and script["figure"]({"uAP": 0.5}, "uAP") == "50.0"
+
+
+def test_what_bench_step_wrote(results, tmp_path):
+    script, _ = results
+    rows = [{"what": what, "images_per_s": rate, "peak_bytes": peak} for what, rate, peak in (
+        ("networks alone", 2000.4, 1e9), ("bare loop", 1500.0, 2e9), ("rdcd train", 1250.0, 3.04e9))]
+    counts = {f"{part}_operations": 1e9 * i for i, part in enumerate(("student", "key", "teacher"), start=1)}
+    content = {"rows": rows, "student": "s", "teacher": None, "size": 224, "batch_size": 256, "precision": "bf16-mixed",
+               "compile": True, "input": "loader", "ratio": {"median": 1.0123, "low": 1.0, "high": 1.5},
+               "bound_share": {"median": 0.625}, "parts": {"student": 0.1, "data": 0.2, "the rest": 0.0015},
+               "costs": counts | {"network_bytes": 5e6, "queue_bytes": 6e6, "student_bytes": 7.5e6, "loss_bytes": 8e4},
+               "full_recipe_hours": {"1": 2000.4, "2": 1000.2, "8": 250.05}, "provenance": {"device": "a card"}}
+    (tmp_path / "step.json").write_text(json.dumps(content))
+
+    def lines(kind):
+        return script["filled"](f"<!-- {kind} step -->\n<!-- end -->").splitlines()[3:-1]
+
+    assert lines("steps") == ["| step | s, no teacher, 224 px, 256 pictures | bf16-mixed, compiled, real loader | "
+                              "a card | 2,000 | 1,500 | 1,250 | 1.012 (1.000–1.500) | 62% | 3.0 GB |"]
+    assert lines("parts") == ["| data | 200.0 |", "| student | 100.0 |", "| the rest | 1.5 |"]
+    assert lines("costs") == ["| step | s, none | bf16-mixed | 224 px | 1.00 | 2.00 | 3.00 | 5 MB | "
+                              "6 MB | 7.5 | 0.08 |"]
+    assert lines("hours") == ["| step: s, no teacher, 224 px, 256 pictures | bf16-mixed, compiled, real loader | "
+                              "a card | 2,000 h | 1,000 h | 250 h | 2,000 | 4,001 USD |"]
+    rows[2]["peak_bytes"] = None
+    (tmp_path / "step.json").write_text(json.dumps(content))
+    assert lines("steps")[0].endswith("| 62% |  |")

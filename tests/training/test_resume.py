@@ -77,11 +77,11 @@ def test_interruption_by_the_keyboard_passes_through(benchmark_root, plain_run, 
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_checkpoint_cut_short_is_said_on_resume(benchmark_root, plain_run, tmp_path):
+def test_run_whose_checkpoints_are_all_cut_short_is_refused(benchmark_root, plain_run, tmp_path):
     folder = shutil.copytree(plain_run, tmp_path / "run")
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(UserError, match="last.ckpt .1,000 bytes. is not a readable checkpoint"):
+    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match=".ckpt .1,000 bytes. is not a readable checkpoint"):
         go(benchmark_root, resume=str(folder), augment=Breaks(0))
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_cut_short_leaves_the_former_one(tmp_path, monkeypatch):
     AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
 
     def cut(checkpoint, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", cut)
