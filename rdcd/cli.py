@@ -302,7 +302,8 @@ def _help(command: str, description: str, overrides: list[str]) -> str:
         lines += ["", f"{slot}={choice}   (choices: {', '.join(choices(slot))})"]
         lines += rows(key for key in values if key.startswith(f"{slot}."))
     if slots:
-        lines += ["", f"Other choices have other keys: `rdcd {spelled(command)} {next(iter(slots))}=NAME --help` lists them."]
+        example = f"rdcd {spelled(command)} {next(iter(slots))}=NAME --help"
+        lines += ["", f"Other choices have other keys: `{example}` lists them."]
     lines += ["", "--multirun runs every combination of comma-separated values, one after the other; "
               "--cfg job prints the configuration."]
     return "\n".join(lines)

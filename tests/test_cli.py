@@ -63,7 +63,8 @@ def test_commands_of_two_words(capsys) -> None:
     assert run("bench", "step", "--help") == 0
     assert "usage: rdcd bench step [key=value …]\n" in capsys.readouterr().out
     assert run("bench", "step", "blokc=3") == 2
-    assert "no key 'blokc' in `rdcd bench step` (did you mean block?); `rdcd bench step --help`" in capsys.readouterr().err
+    said = "no key 'blokc' in `rdcd bench step` (did you mean block?); `rdcd bench step --help`"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -307,7 +307,8 @@ def _process_bytes() -> int:
 
 def _show(result: dict) -> None:
     console, gigabyte = wide_console(), 1e9
-    heads = ["step", "ms", "over turns", "images/s"] + ["peak GPU memory"] * (result["rows"][0]["peak_bytes"] is not None)
+    heads = ["step", "ms", "over turns", "images/s"]
+    heads += ["peak GPU memory"] * (result["rows"][0]["peak_bytes"] is not None)
     table = Table(title=f"{result['student']}, teacher {result['teacher']}, {result['size']} px, batches of "
                         f"{result['batch_size']}, {result['precision']}{', compiled' * result['compile']}, input from "
                         f"{result['input']}, {result['provenance']['device']}")
@@ -321,9 +322,10 @@ def _show(result: dict) -> None:
     costs, whole = result["costs"], sum(result["parts"].values())
     print("a step of rdcd train: " + ", ".join(
         f"{name} {value / whole:.1%}" for name, value in sorted(result["parts"].items(), key=lambda part: -part[1])))
-    print(f"counted: {costs['operations'] / 1e9:.2f} G operations a picture; {result['counted_bytes'] / gigabyte:.2f} GB, "
-          f"of which {costs['network_bytes'] / gigabyte:.2f} for networks, {costs['queue_bytes'] / gigabyte:.2f} for "
-          f"queues, the rest for what pictures keep; this process, with all three: "
+    print(f"counted: {costs['operations'] / 1e9:.2f} G operations a picture; "
+          f"{result['counted_bytes'] / gigabyte:.2f} GB, of which "
+          f"{costs['network_bytes'] / gigabyte:.2f} for networks, {costs['queue_bytes'] / gigabyte:.2f} for queues, "
+          f"the rest for what pictures keep; this process, with all three: "
           f"{result['process_peak_bytes'] / gigabyte:.2f} GB")
     if result["weights_apart"] is not None:
         print(f"weights of rdcd train and the bare loop are {result['weights_apart']:.1e} of the largest weight apart "

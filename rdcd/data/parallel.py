@@ -26,6 +26,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """Return this process's share of them, where a launcher such as torchrun started several on this machine."""
+    return max(available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+
+
 def share_cores(device: str, *, threads: int | None = None) -> None:
     """Prepare this process to compute beside loader workers; with a GPU, do nothing.
 
@@ -38,7 +43,7 @@ def share_cores(device: str, *, threads: int | None = None) -> None:
     """
     if device == "cpu":
         if threads or "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(threads or max(available_cores() // 2, 1))
+            torch.set_num_threads(threads or max(own_cores() // 2, 1))
         keep_freed_memory()
 
 
@@ -46,7 +51,7 @@ def loader_workers(workers: int | None, *, device: str) -> int:
     """Return the number of loader processes: `workers`, or for None the cores computing leaves free, at most 8."""
     if workers is not None:
         return workers
-    return min(max(available_cores() - (torch.get_num_threads() if device == "cpu" else 0), 1), 8)
+    return min(max(own_cores() - (torch.get_num_threads() if device == "cpu" else 0), 1), 8)
 
 
 def keep_freed_memory() -> None:

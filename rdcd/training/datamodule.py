@@ -72,6 +72,19 @@ class DataSettings:
         return root, pictures, benchmark
 
     @property
+    def share(self) -> int:
+        """Number of pictures a step of each process.
+
+        Raises:
+            UserError: the batch does not divide over the processes.
+        """
+        processes = collectives.world_size()
+        if self.batch_size % processes:
+            raise UserError(f"data.batch_size={self.batch_size} is of all devices together and does not divide over "
+                            f"{processes}: take a multiple, such as {-(-self.batch_size // processes) * processes}")
+        return self.batch_size // processes
+
+    @property
     def worker_count(self) -> int:
         """Number of loader processes."""
         return loader_workers(self.workers, device=default_device())
@@ -113,12 +126,8 @@ class DataModule(pl.LightningDataModule):
         Raises:
             UserError: the batch does not divide over the ranks, or there are fewer pictures than one.
         """
-        world_size = collectives.world_size()
-        if self.settings.batch_size % world_size:
-            raise UserError(f"data.batch_size={self.settings.batch_size} is of all devices together and does not "
-                            f"divide over {world_size}: take a multiple")
-        return EpochSampler(len(self.views), batch_size=self.settings.batch_size // world_size, seed=self.seed,
-                            rank=collectives.rank(), world_size=world_size, begin=self.begin)
+        return EpochSampler(len(self.views), batch_size=self.settings.share, seed=self.seed, rank=collectives.rank(),
+                            world_size=collectives.world_size(), begin=self.begin)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of `collate_views`, in the order of `EpochSampler`, from where a checkpoint ended."""

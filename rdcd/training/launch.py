@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from rdcd.models.zoo import ZooTeacher
 from rdcd.training import collectives
 from rdcd.training.datamodule import DataSettings
 from rdcd.training.fit import LICENCE, Run, TrainerSettings, device_of, fit, seed_all
-from rdcd.training.objectives import RDCD
+from rdcd.training.mixing import check_pairs
+from rdcd.training.objectives import RDCD, SSCD
 
 __all__ = ["TrainerSettings", "TeacherFile", "TrainedHere", "find_run", "train"]
 
@@ -206,15 +207,22 @@ def _guide_from(weights: Path, folder: Path | None = None) -> _Guide:
 def _rehearse(student: partial, loss: Callable[..., torch.nn.Module], data: DataSettings, protocol: Protocol,
               teacher: TeacherFile | TrainedHere | ZooTeacher | None, guide: _Guide | None, *, pictures: int) -> None:
     """Make the networks and the objective once, for the mistakes to show before there is a run."""
-    network = guide and guide.teacher
+    network, share = guide and guide.teacher, data.share
     if isinstance(teacher, TrainedHere):
-        network = Teacher(_make_student(teacher.student, None))
+        before = _make_student(teacher.student, None)
+        _check_mixing(teacher.loss(before, None), replace(data, batch_size=teacher.batch_size).share)
+        network = Teacher(before)
     made = _make_student(student, network)
-    loss(made, network)
+    _check_mixing(loss(made, network), share)
     check_size(made, data.size, name=made.architecture["trunk"], key="data.size")
     size, key = (protocol.size, "protocol.size") if protocol.size else (data.test_size or data.size, "data.test_size")
     check_size(made, size, name=made.architecture["trunk"], key=key)
-    EpochSampler(pictures, batch_size=data.batch_size)
+    EpochSampler(pictures, batch_size=share, world_size=collectives.world_size())
+
+
+def _check_mixing(objective: torch.nn.Module, share: int) -> None:
+    if isinstance(objective, SSCD) and objective.mixing["probability"]:
+        check_pairs(share, ranks=collectives.world_size())
 
 
 def _train_student(run: Run, student: partial, loss: Callable[..., torch.nn.Module], data: DataSettings,

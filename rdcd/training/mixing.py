@@ -42,10 +42,7 @@ def mix_views(views: Tensor, labels: Tensor, *, probability: float = 0.05, mixup
     """
     count, _, height, width = views.shape
     half = count // 2
-    if ranks > 1 and half % 2:
-        raise UserError(f"data.batch_size={half * ranks} gives {half} pictures to each of {ranks} processes, and "
-                        f"loss.mixup mixes them in pairs: data.batch_size must be an even multiple of the processes, "
-                        f"such as {(half + 1) * ranks}, or loss.mixup=0")
+    check_pairs(half, ranks=ranks)
 
     def mine(drawn: np.ndarray) -> np.ndarray:
         """Of numbers for all views, [2·ranks·B, …] with all queries first, those of this process."""
@@ -75,6 +72,22 @@ def mix_views(views: Tensor, labels: Tensor, *, probability: float = 0.05, mixup
             mixed[i] = torch.lerp(views[i], views[partner], share)
         shown[i, 1] = labels[partner]
     return mixed, shown
+
+
+def check_pairs(share: int, *, ranks: int) -> None:
+    """Refuse, of several processes, an odd number of pictures each: neighbours must lie on one of them.
+
+    Args:
+        share: pictures a step of each process.
+        ranks: number of processes.
+
+    Raises:
+        UserError: it is odd.
+    """
+    if ranks > 1 and share % 2:
+        raise UserError(f"data.batch_size={share * ranks} gives {share} pictures to each of {ranks} processes, and "
+                        f"loss.mixup mixes them in pairs: data.batch_size must be an even multiple of the processes, "
+                        f"such as {(share + 1) * ranks}, or loss.mixup=0")
 
 
 def _span(side: int, share: float, place: float) -> slice:

@@ -41,9 +41,9 @@ def check_finite(outcome: Outcome, batch: dict, *, module: pl.LightningModule) -
     values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     shown = ", ".join(pictures[:3]) + (f" and {len(pictures) - 3} more" if len(pictures) > 3 else "")
     raise UserError(f"the loss is not finite at step {step} on rank {rank}: "
-                    f"{' and '.join(wrong) or 'the sum of terms'} ({values}), pictures {shown}; {path} holds the batch and the weights. Lower "
-                    f"trainer.optimization.lr (now {module.optimization.lr:g}), lengthen "
-                    f"trainer.optimization.warmup_epochs, or take a wider trainer.precision")
+                    f"{' and '.join(wrong) or 'the sum of terms'} ({values}), pictures {shown}; {path} "
+                    f"holds the batch and the weights. Lower trainer.optimization.lr (now {module.optimization.lr:g}), "
+                    f"lengthen trainer.optimization.warmup_epochs, or take a wider trainer.precision")
 
 
 def replay(path: str | Path, *, module: pl.LightningModule) -> tuple[dict[str, float], str | None]:

@@ -18,11 +18,15 @@ def test_workers_leave_cores_to_computing(monkeypatch):
         assert loader_workers(None, device="cpu") == expected
     monkeypatch.setattr(parallel, "available_cores", lambda: 6)
     assert loader_workers(None, device="cuda") == 6  # computing happens elsewhere
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # what torchrun says of the processes on this machine
+    assert loader_workers(None, device="cuda") == 2
 
 
-@pytest.mark.parametrize(("cores", "asked", "expected"), [(1, None, 1), (2, None, 1), (9, None, 4), (2, 3, 3)])
-def test_half_the_cores_compute_on_a_cpu(monkeypatch, cores, asked, expected):
+@pytest.mark.parametrize(("cores", "asked", "processes", "expected"), [
+    (1, None, 1, 1), (2, None, 1, 1), (9, None, 1, 4), (2, 3, 1, 3), (9, None, 2, 2), (2, None, 3, 1), (2, 3, 3, 3)])
+def test_half_the_cores_compute_on_a_cpu(monkeypatch, cores, asked, processes, expected):
     said = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(parallel, "available_cores", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", said.append)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny_runs import go, settings
+from tiny_runs import go, here, settings
 
 import rdcd
 from rdcd import provenance
 from rdcd.errors import UserError
 from rdcd.models.weights import load_student
 from rdcd.training import collectives
-from rdcd.training.objectives import RDCD
+from rdcd.training import launch as launcher
+from rdcd.training.mixing import check_pairs
+from rdcd.training.objectives import RDCD, SSCD
 
 ROOT = Path(rdcd.__file__).resolve().parent.parent
 WORDS = ["data.size=32", "data.test_size=32", "data.batch_size=8", "data.workers=0", "trainer.epochs=1",
@@ -173,7 +176,20 @@ def test_lightning_takes_no_shell_of_slurm_for_its_cluster(alone, benchmark_root
 def test_a_batch_that_does_not_divide_is_said(benchmark_root, tmp_path):
     done = launch(tmp_path, f"data.root={benchmark_root}", *[word for word in WORDS if "batch_size" not in word],
                   "data.batch_size=7", "teacher.batch_size=8")
-    assert done.returncode and "data.batch_size=7 is of all devices together and does not divide over 2" in done.stderr
+    said = "data.batch_size=7 is of all devices together and does not divide over 2: take a multiple, such as 8"
+    assert done.returncode and said in done.stderr and "run folder" not in done.stdout
+
+
+def test_odd_shares_are_not_mixed(benchmark_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "check_pairs", lambda share, ranks: check_pairs(share, ranks=2))
+    mixing = partial(SSCD, mixup=0.5)
+    options = {"teacher": None, "trainer": settings(epochs=1, validate_every=0), "baselines": []}
+    with pytest.raises(UserError, match="data.batch_size=14 gives 7 pictures to each of 2 processes"):
+        go(benchmark_root, tmp_path / "run", data={"batch_size": 7}, loss=mixing, **options)
+    odd = replace(here(), batch_size=7, loss=mixing)
+    with pytest.raises(UserError, match="data.batch_size=14 gives 7 pictures to each of 2 processes"):
+        go(benchmark_root, tmp_path / "run", **options | {"teacher": odd})
+    assert not (tmp_path / "run").exists()
 
 
 def two_runs(rank, folder, port):
