@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from rdcd.errors import UserError, check_path
@@ -74,10 +75,12 @@ def read_curves(logs: Path) -> dict[str, dict[str, tuple[list[float], list[float
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     titles = {"images_per_s": "images/s", "data_wait": "share of time waiting for data", "lr": "learning rate",
               "effective_rank_h": "effective rank", "effective_rank_z": "effective rank",
-              "nearest_negative": "similarity to the nearest negative"}
+              "nearest_negative": "similarity to the nearest negative", "gradient_norm": "gradient norm",
+              "queue_age": "age of the queue, steps", "positives": "similarity of positives, over temperature",
+              "hardest_negatives": "similarity of hardest negatives, over temperature"}
     for name, points in series.items():
         group, _, term = name.partition("/")
-        title = "validation" if group == "val" else titles.get(term, "loss terms")
+        title = "validation" if group == "val" else titles.get(re.sub(r"_p\d\d$", "", term), "loss terms")
         steps = sorted(points)
         panels.setdefault(title, {})[term] = (steps, [points[s] for s in steps])
     return panels

@@ -30,18 +30,19 @@ class Console(pl.Callback):
         self.start = self.said = self.ended = time.monotonic()
         self.paused = 0.0
         self.window = [0, 0.0, time.monotonic()]  # steps, seconds waited, since when
+        self.mark = module.clock.now()
         self.live = trainer.is_global_zero and self.bar.console.is_terminal
         if self.live:
             self.bar.start()
             self.task = self.bar.add_task(self.label, total=self.total, text="")
 
     def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
-        waited = time.monotonic() - self.ended
-        self.window[1] += waited
-        module.clock.add("data", waited)
+        self.window[1] += time.monotonic() - self.ended
+        module.clock.since(self.mark, "data")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         now = self.ended = time.monotonic()
+        self.mark = module.clock.now()
         self.window[0] += 1
         steps, waited, since = self.window
         last = trainer.global_step == self.total
@@ -75,7 +76,9 @@ class Console(pl.Callback):
 
     def on_validation_end(self, trainer, module) -> None:
         pause = time.monotonic() - self.validating
+        module.clock.add("validation", pause)
         if hasattr(self, "window"):  # not when validating alone
+            self.mark = module.clock.now()
             self.paused += pause
             self.ended += pause
             self.window[2] += pause

@@ -36,6 +36,7 @@ from rdcd.training.interruption import LastCheckpoint, Stopped
 from rdcd.training.module import CopyDetection, Optimization
 from rdcd.training.nonfinite import described
 from rdcd.training.objectives import RDCD
+from rdcd.training.summary import Closing
 
 LICENCE = "of the training pictures and the teacher's weights"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -142,13 +143,17 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
         monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
         callbacks.append(ModelCheckpoint(checkpoints, filename="best", monitor=monitor, mode="max",
                                          enable_version_counter=False))
-    callbacks.append(LastCheckpoint(checkpoints, every=settings.checkpoint_every, run=run.folder))
+    callbacks += [LastCheckpoint(checkpoints, every=settings.checkpoint_every, run=run.folder),
+                  Closing(label, global_batch=data.batch_size, folder=folder, seed=run.seed,
+                          device=device_of(settings))]
     lightning = make_trainer(settings, objective, folder=folder, steps=steps, callbacks=callbacks,
                              logger=[make(save_dir=folder / "logs") for make in run.logger.values()])
     checkpoint = collectives.first_does(lambda: latest_sound(checkpoints)) if run.resume else None
     if checkpoint:
         check_resumable(read_checkpoint(checkpoint), module, path=checkpoint)
         print(f"{label}: continuing from {checkpoint}", flush=True)
+    for logger in lightning.loggers:
+        logger.log_hyperparams(provenance.run_config() or about)
     try:
         lightning.fit(module, datamodule=modules, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     except SIGTERMException:  # before the first step
@@ -160,8 +165,10 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
             raise collectives.LeftAlone(error) from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise UserError(f"trainer.compile=true: torch could not compile the networks ({str(error).strip()}); on a CPU "
-                        f"it needs a C++ compiler such as g++: install one, or set false") from error
+        reason = str(error).strip().splitlines()[0]  # of pages
+        raise UserError(f"trainer.compile=true: torch could not compile the networks ({reason}); on a CPU it needs a "
+                        f"C++ compiler such as g++: install one, or set false; TORCH_LOGS=+inductor says "
+                        f"all") from error
     if collectives.rank() == 0:
         save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
                      card={k: v for k, v in card.items() if k in ("training", "licence")}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from rdcd.models.queue import DescriptorQueue
@@ -43,8 +43,12 @@ def measured(outcome: Outcome, objective: nn.Module, *, global_batch: int,
 
 
 def write_histograms(loggers: Sequence[Logger], histograms: dict[str, Tensor], step: int) -> None:
-    """Give histograms to the loggers that can show them: TensorBoard."""
+    """Give histograms to the loggers that can show them: TensorBoard, and Weights & Biases."""
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for name, rows in histograms.items():
+        for name, rows in histograms.items():
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram(f"train/{name}", rows.cpu(), step)
+            elif isinstance(logger, WandbLogger):
+                from wandb import Histogram
+
+                logger.log_metrics({f"train/{name}": Histogram(rows.cpu().numpy())}, step)
