@@ -274,7 +274,7 @@ class Turns(pl.Callback):
 
 def apart(first: nn.Module, second: nn.Module) -> float:
     """Return the largest difference of two networks' weights, as a share of the largest weight."""
-    pairs = [(a.detach(), b.detach()) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    pairs = [(a.detach().cpu(), b.detach().cpu()) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     largest = max(float((a - b).abs().max()) for a, b in pairs)
     return largest / max(float(a.abs().max()) for a, _ in pairs)
 

@@ -60,8 +60,8 @@ def optimizer_and_schedule(parameters: Iterable[nn.Parameter], *, algorithm: str
 
 
 class WideMuon(Muon):
-    """timm's Muon, whose matrix products are fp32 on a CPU: in its bf16, a CPU without AVX-512 or AMX takes thirty times
-    as long, seconds a step for a phone network."""
+    """timm's Muon, whose matrix products are fp32 on a CPU: in its bf16, a CPU without AVX-512 or AMX takes thirty
+    times as long, seconds a step for a phone network."""
 
     def step(self, closure: Callable | None = None):
         """Take a step."""

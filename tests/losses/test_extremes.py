@@ -164,7 +164,8 @@ def test_on_a_gpu_as_on_a_cpu(case: str, dtype: torch.dtype) -> None:
         for device in ("cpu", "cuda"):
             a, *others = (rows.to(device) for rows in pairs(similarity, 4, dtype))
             a.requires_grad_()
-            with torch.autocast(device, dtype=torch.bfloat16):  # which the losses switch off
+            low = torch.float16 if dtype is torch.float16 else torch.bfloat16
+            with torch.autocast(device, dtype=low):  # which the losses switch off
                 loss = loss_of(case, a, *others)
             loss.backward()
             answers.append((loss.detach().cpu(), a.grad.cpu()))

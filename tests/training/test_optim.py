@@ -188,10 +188,15 @@ def test_unknown_algorithm_is_named_with_what_there_is():
 def test_muon_multiplies_in_fp32_on_a_cpu(monkeypatch):
     """timm's own bf16 takes tens of times as long on many CPUs."""
     types, product = set(), torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *words, **named: (types.add(words[0].dtype), product(*words, **named))[1])
-    matrix = nn.Parameter(torch.ones(3, 2))
+
+    def addmm(*words, **named):
+        types.add(words[0].dtype)
+        return product(*words, **named)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    matrix = nn.Parameter(torch.ones(6, 4))
     optimizer, _ = optimizer_and_schedule([matrix], algorithm="muon", lr=0.1, global_batch=256, total_steps=1,
                                           warmup_steps=0)
-    matrix.grad = torch.eye(3, 2)
+    matrix.grad = torch.eye(6, 4)
     optimizer.step()
     assert types == {torch.float32}

@@ -34,7 +34,7 @@ def test_a_run_in_half_precision_keeps_whole_weights_and_learns_about_the_same(b
 
 
 def test_compiled_networks_leave_names_and_results_as_they_are(benchmark_root, tmp_path, monkeypatch):
-    """All of `torch.compile` but its last step, in which a C++ compiler works for minutes; test_gpu.py has it."""
+    """All of `torch.compile` but its last step, in which a C++ compiler works for minutes; tests on a GPU have it."""
     asked, compile_as_asked = [], torch.nn.Module.compile
 
     def compile_quickly(network, *words, **named):
