@@ -112,8 +112,11 @@ def steps(names: list[str]) -> str:
                            for what in ("networks alone", "bare loop", "rdcd train"))
         ratio, bound, peak = content["ratio"], content["bound_share"], timed["rdcd train"]["peak_bytes"]
         device = content["provenance"]["device"]
+        framework = f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})"
+        if content["input"] == "loader":
+            framework = "both wait for one loader"
         lines.append(f"| {name} | {step_of(content)} | {precision_of(content)} | {device} | {rates} | "
-                     f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) | {bound['median']:.0%} | "
+                     f"{framework} | {bound['median']:.0%} | "
                      f"{'' if peak is None else f'{peak / 1e9:.1f} GB'} |")
     return "\n".join(lines) + "\n"
 

@@ -47,7 +47,7 @@ class Console(pl.Callback):
         steps, waited, since = self.window
         last = trainer.global_step == self.total
         logging = trainer.global_step % trainer.log_every_n_steps == 0
-        saying = self.live or last or now - self.said > self.every
+        saying = last or now - self.said > (0.5 if self.live else self.every)  # the loss waits for the device
         if not (logging or saying):
             return
         rate, wait = steps * self.global_batch / max(now - since, 1e-9), waited / max(now - since, 1e-9)

@@ -1,6 +1,7 @@
 """The Lightning module: one step of an objective, and the benchmark's µAP as validation."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +17,7 @@ from rdcd.training import collectives
 from rdcd.training.checkpoints import random_state, resettle, restore_random_state
 from rdcd.training.clock import Clock
 from rdcd.training.collectives import gather, gather_objects
-from rdcd.training.nonfinite import check_finite
+from rdcd.training.nonfinite import asked, check_finite
 from rdcd.training.objectives import Outcome
 from rdcd.training.optim import ALGORITHMS, optimizer_and_schedule
 from rdcd.training.parts import InParts
@@ -106,10 +107,12 @@ class CopyDetection(pl.LightningModule):
             query, key = self.prepare(batch["query"]), self.prepare(batch["key"])
         student = self.student if self.accumulate == 1 else InParts(self.student, self.accumulate)
         outcome: Outcome = self.objective(student, query, key, batch["index"], gather, self.clock.part)
-        check_finite(outcome, batch, module=self)
-        self._remember, self.shown_loss = outcome.remember, outcome.total.detach()
+        self.shown_loss = outcome.total.detach()
+        self._check = partial(check_finite, asked(outcome.total), outcome, batch, module=self)
+        self._remember = outcome.remember
         if self.logging_step:
             with self.clock.part("logging"):
+                self._check()
                 scalars, histograms = measured(outcome, self.objective, global_batch=self.global_batch, gather=gather)
                 self.log_dict({f"train/{name}": value for name, value in scalars.items()}
                               | {"train/lr": self.optimizers().param_groups[0]["lr"]})
@@ -122,7 +125,9 @@ class CopyDetection(pl.LightningModule):
     def on_after_backward(self) -> None:
         self.clock.since(self._since, "backward")
         self._since = self.clock.now()
+        self._check()
         self._remember()
+        self._check = self._remember = None  # and what they hold of the step
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logging_step:  # of the whole batch, before it is clipped

@@ -1,10 +1,11 @@
 """A loss that is not finite ends the run, names what it can, and leaves what is needed to see it again."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
@@ -13,13 +14,30 @@ from rdcd.training import collectives
 from rdcd.training.objectives import Outcome
 
 
-def check_finite(outcome: Outcome, batch: dict, *, module: pl.LightningModule) -> None:
+def asked(total: Tensor) -> Callable[[], bool]:
+    """Ask whether a loss is finite; what is returned waits for the answer, which a GPU gives while it does more."""
+    answer = torch.isfinite(total.detach()).to("cpu", non_blocking=True)
+    if not total.is_cuda:
+        return lambda: bool(answer)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> bool:
+        arrived.synchronize()
+        return bool(answer)
+
+    return wait
+
+
+def check_finite(finite: Callable[[], bool], outcome: Outcome, batch: dict, *, module: pl.LightningModule) -> None:
     """Let a finite loss pass; write `nonfinite-….pt` into the run folder and stop at any other.
 
-    The file holds the views, the pictures' names, the terms, weights and queues before the step, and the generators:
-    tensors and plain types, for `torch.load(weights_only=True)`. `replay` computes the step from it once more.
+    To be called once the backward pass is under way, before weights and queues change. The file holds the views, the
+    pictures' names, the terms, weights and queues before the step: tensors and plain types, for
+    `torch.load(weights_only=True)`. `replay` computes the step from it once more.
 
     Args:
+        finite: what `asked` returned.
         outcome: of the objective.
         batch: as `collate_views` makes it.
         module: the `CopyDetection` in training.
@@ -27,7 +45,7 @@ def check_finite(outcome: Outcome, batch: dict, *, module: pl.LightningModule) -
     Raises:
         UserError: naming terms, step, rank, pictures, the file, and what usually helps.
     """
-    if torch.isfinite(outcome.total):
+    if finite():
         return
     step, rank = module.global_step, collectives.rank()
     terms = {name: float(value.detach()) for name, value in outcome.terms.items()}

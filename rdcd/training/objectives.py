@@ -37,22 +37,23 @@ class Outcome(NamedTuple):
     """One step's loss.
 
     `total` takes the gradient; `terms` are unweighted; `embedding` is of the query views; `remember` moves the state on
-    (queues, the step of mixing), to be called after the backward pass, which still reads them. `similarities` are
-    cosines divided by the contrastive temperature, fp32 without gradient: `positives` [B], of each query to its key,
-    and `hardest_negatives` [B], to its nearest negative. Empty without a contrastive term; as long as a row of the
-    global batch has no negative, `hardest_negatives` is left out on every rank.
+    (queues, the step of mixing), to be called after the backward pass, which still reads them. `similarities()`, for
+    steps that are logged, as it waits for the device and all ranks, returns cosines divided by the contrastive
+    temperature, fp32 without gradient: `positives` [B], of each query to its key, and `hardest_negatives` [B], to its
+    nearest negative. Empty without a contrastive term; as long as a row of the global batch has no negative,
+    `hardest_negatives` is left out on every rank.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     embedding: Embedding
     remember: Callable[[], None]
-    similarities: dict[str, Tensor]
+    similarities: Callable[[], dict[str, Tensor]]
 
 
 def _similarities(query: Tensor, key: Tensor, hardest: Tensor, *, complete: Tensor,
                   temperature: float) -> dict[str, Tensor]:
-    """Return `Outcome.similarities`; `complete` tells whether `hardest` has a negative in each of its rows."""
+    """Return `Outcome.similarities()`; `complete` tells whether `hardest` has a negative in each of its rows."""
     found = {"positives": (query.float() * key.float()).sum(dim=1)}
     if complete:
         found["hardest_negatives"] = hardest
@@ -155,7 +156,7 @@ class RDCD(Unregistered, nn.Module):
                     self.teacher.train(self.training)
                 targets = self.teacher(query)
         with part("losses"):
-            total, terms, similarities = embedding.descriptors.new_zeros(()), {}, {}
+            total, terms, similarities = embedding.descriptors.new_zeros(()), {}, dict
             if self.contrastive_weight:
                 every_key = gather(keys)
                 negatives, valid = self.student_queue.features, self.student_queue.valid
@@ -173,15 +174,16 @@ class RDCD(Unregistered, nn.Module):
                 with torch.no_grad():
                     hardest = hardest_similarity(embedding.descriptors, negatives, valid)
                 terms["nearest_negative"] = hardest.mean()
+
+                def similarities() -> dict[str, Tensor]:  # a row lacks a negative where all rows do
+                    return _similarities(embedding.descriptors, keys, hardest, complete=valid.any(), **self.contrastive)
+
             if self.relational_weight:
                 every_target = gather(targets)
                 terms["relational"] = relational_loss(embedding.features, targets, self.teacher_queue.features,
                                                       valid=self.teacher_queue.valid, batch=every_target,
                                                       **self.relational)
                 total = total + self.relational_weight * terms["relational"]
-            if self.contrastive_weight:  # last, as it waits for the device; a row lacks a negative where all rows do
-                similarities = _similarities(embedding.descriptors, keys, hardest, complete=valid.any(),
-                                             **self.contrastive)
 
         def remember() -> None:
             if self.relational_weight:
@@ -251,8 +253,10 @@ class SSCD(nn.Module):
                 hardest = hardest_similarity(both.descriptors, everyone, negative)
             terms = {"contrastive": contrastive, "entropy": entropy, "nearest_negative": hardest.mean()}
             queries, keys = both.descriptors.chunk(2)
-            similarities = _similarities(queries, keys, hardest[:len(query)], temperature=self.options["temperature"],
-                                         complete=gather(negative.any(dim=1)).all())
+
+        def similarities() -> dict[str, Tensor]:
+            return _similarities(queries, keys, hardest[:len(query)], temperature=self.options["temperature"],
+                                 complete=gather(negative.any(dim=1)).all())
 
         def remember() -> None:
             if mixing:

@@ -32,7 +32,7 @@ def measured(outcome: Outcome, objective: nn.Module, *, global_batch: int,
     scalars = dict(zip(values, means, strict=True))
     for letter, rows in (("h", outcome.embedding.features), ("z", outcome.embedding.descriptors)):
         scalars[f"effective_rank_{letter}"] = effective_rank(gather(rows.detach()))
-    histograms = {name: gather(rows) for name, rows in outcome.similarities.items()}
+    histograms = {name: gather(rows) for name, rows in outcome.similarities().items()}
     for name, rows in histograms.items():
         for percent in (10, 50, 90):
             scalars[f"{name}_p{percent}"] = rows.float().quantile(percent / 100)

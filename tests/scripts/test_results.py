@@ -72,7 +72,7 @@ def test_what_bench_step_wrote(results, tmp_path):
         return script["filled"](f"<!-- {kind} step -->\n<!-- end -->").splitlines()[3:-1]
 
     assert lines("steps") == ["| step | s, no teacher, 224 px, 256 pictures | bf16-mixed, compiled, real loader | "
-                              "a card | 2,000 | 1,500 | 1,250 | 1.012 (1.000–1.500) | 62% | 3.0 GB |"]
+                              "a card | 2,000 | 1,500 | 1,250 | both wait for one loader | 62% | 3.0 GB |"]
     assert lines("parts") == ["| data | 200.0 |", "| student | 100.0 |", "| the rest | 1.5 |"]
     assert lines("costs") == ["| step | s, none | bf16-mixed | 224 px | 1.00 | 2.00 | 3.00 | 5 MB | "
                               "6 MB | 7.5 | 0.08 |"]
@@ -81,3 +81,5 @@ def test_what_bench_step_wrote(results, tmp_path):
     rows[2]["peak_bytes"] = None
     (tmp_path / "step.json").write_text(json.dumps(content))
     assert lines("steps")[0].endswith("| 62% |  |")
+    (tmp_path / "step.json").write_text(json.dumps(content | {"input": "memory"}))
+    assert "| bf16-mixed, compiled | a card | 2,000 | 1,500 | 1,250 | 1.012 (1.000–1.500) |" in lines("steps")[0]

@@ -16,7 +16,7 @@ from rdcd.models.student import Student
 from rdcd.models.teacher import Teacher
 from rdcd.training.clock import Clock
 from rdcd.training.launch import TeacherFile
-from rdcd.training.module import Optimization
+from rdcd.training.module import CopyDetection, Optimization
 from rdcd.training.objectives import RDCD, SSCD
 
 pytestmark = pytest.mark.gpu
@@ -111,3 +111,22 @@ def test_a_loss_that_is_not_finite_is_kept(benchmark_root, plain_run, tmp_path, 
         go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")),
            trainer=settings(accelerator="gpu", precision="bf16-mixed"))
     assert (tmp_path / "run" / "nonfinite-step4-rank0.pt").is_file()
+
+
+def test_a_step_that_is_not_logged_never_waits_for_the_gpu(benchmark_root, plain_run, tmp_path, monkeypatch):
+    """What waits between forward and backward pass leaves the GPU idle, in every step."""
+    step, backward = CopyDetection.training_step, CopyDetection.on_after_backward
+
+    def watched(method):
+        def call(self, *words):
+            torch.cuda.set_sync_debug_mode("error" if self.global_step == 3 else "default")
+            try:
+                return method(self, *words)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return call
+
+    monkeypatch.setattr(CopyDetection, "training_step", watched(step))
+    monkeypatch.setattr(CopyDetection, "on_after_backward", watched(backward))
+    go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")), data={"workers": 1},
+       trainer=settings(accelerator="gpu", log_every=3, validate_every=0))

@@ -328,7 +328,7 @@ def test_similarities_are_cosines_over_the_temperature(batch_negatives, precisio
     first, second = (objective(network, *views(step), pictures).remember for step in range(2))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         outcome = objective(network, *views(2), pictures)
-        assert ("hardest_negatives" in outcome.similarities) == batch_negatives  # the queue is empty
+        assert ("hardest_negatives" in outcome.similarities()) == batch_negatives  # the queue is empty
         first()
         outcome = objective(network, *views(2), pictures, gather=lambda x: torch.cat([x, x + 7 if x.ndim == 1 else -x]))
         z, keys = outcome.embedding.descriptors, objective.key_encoder(views(2)[1]).descriptors
@@ -336,7 +336,7 @@ def test_similarities_are_cosines_over_the_temperature(batch_negatives, precisio
     if batch_negatives:
         negatives = [torch.cat([rows, keys[pictures != own], -keys]) for rows, own in zip(negatives, pictures)]
     positive, hardest = loops(z, keys, negatives)
-    found = outcome.similarities
+    found = outcome.similarities()
     assert found["positives"].tolist() == pytest.approx([s / 0.11 for s in positive], abs=1e-4)
     assert found["hardest_negatives"].tolist() == pytest.approx([s / 0.11 for s in hardest], abs=1e-4)
     assert outcome.terms["nearest_negative"] == pytest.approx(sum(hardest) / BATCH, abs=1e-5)
@@ -360,7 +360,7 @@ def test_similarities_of_sscd_are_of_the_gathered_batch():
     assert {len(row) for row in labels} == {1, 2}
     negatives = [[everyone[j] for j in range(4 * count) if not labels[i] & labels[j]] for i in range(2 * count)]
     positive, hardest = loops(z, z.roll(count, 0), negatives)
-    found = outcome.similarities
+    found = outcome.similarities()
     assert found["positives"].tolist() == pytest.approx([s / 0.07 for s in positive[:count]], abs=1e-4)
     assert found["hardest_negatives"].tolist() == pytest.approx([s / 0.07 for s in hardest[:count]], abs=1e-4)
     assert outcome.terms["nearest_negative"] == pytest.approx(sum(hardest) / len(hardest), abs=1e-5)
@@ -369,9 +369,9 @@ def test_similarities_of_sscd_are_of_the_gathered_batch():
 def test_a_batch_where_a_row_has_no_negative_tells_of_none():
     network = student(dim=None)
     outcome = SSCD(network)(network, *views(0), torch.zeros(BATCH, dtype=torch.long))
-    assert set(outcome.similarities) == {"positives"}
+    assert set(outcome.similarities()) == {"positives"}
     objective = RDCD(student(), teacher(), queue_size=8, contrastive_weight=0)
-    assert objective(student(), *views(0), INDICES).similarities == {}
+    assert objective(student(), *views(0), INDICES).similarities() == {}
 
 
 def test_parts_are_timed_each_by_name():

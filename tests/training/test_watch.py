@@ -19,7 +19,7 @@ def outcome(seed, rows=6):
     return SimpleNamespace(total=torch.tensor(1.0 + seed, requires_grad=True),
                            terms={"contrastive": torch.tensor(0.5 * seed)},
                            embedding=SimpleNamespace(features=h.requires_grad_(), descriptors=z),
-                           similarities={"positives": torch.arange(rows) + 10.0 * seed})
+                           similarities=lambda: {"positives": torch.arange(rows) + 10.0 * seed})
 
 
 def queued(steps, size=32, batch=8):
@@ -35,7 +35,7 @@ def test_scalars_and_histograms_are_of_all_ranks():
     first, second = outcome(0), outcome(1)
     # what the other rank has, by shape: means, features, descriptors, similarities, in the order they are asked for
     theirs = iter([torch.tensor([[2.0, 0.5]]), second.embedding.features.detach(), second.embedding.descriptors,
-                   second.similarities["positives"]])
+                   second.similarities()["positives"]])
     scalars, histograms = measured(first, queued(3), global_batch=8,
                                    gather=lambda rows: torch.cat([rows, next(theirs)]))
     assert (scalars["loss"], scalars["contrastive"]) == (1.5, 0.25)
