@@ -65,7 +65,8 @@ def shrunk(command: str, places: dict[str, str]) -> list[str]:
     if words[:2] == ["rdcd", "make-benchmark"]:
         words += ["workers=1"]
     if words[:3] == ["rdcd", "bench", "step"]:
-        words += ["student.trunk=test_efficientnet", "teacher_trunk=test_efficientnet", "data.size=32"]
+        words += ["student.trunk=test_efficientnet", "teacher_trunk=test_efficientnet", "data.size=32",
+                  "data.batch_size=8", "steps=2", "block=1"]
     return [sys.executable, "-m", *words]
 
 

@@ -2,8 +2,10 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -11,6 +13,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rdcd.errors import UserError
 from rdcd.files import write_text
 from rdcd.training import collectives
+
+Result = TypeVar("Result")
 
 
 def wandb(*, save_dir: Path, project: str = "rdcd") -> WandbLogger:
@@ -23,12 +27,14 @@ def wandb(*, save_dir: Path, project: str = "rdcd") -> WandbLogger:
         project: name of the project there.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or the service does not take the run.
     """
     _need("wandb")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    return StageWandbLogger(save_dir=save_dir, project=project, name=stage_name(save_dir), resume="allow",
-                            log_model=False, id=_kept(save_dir / "wandb-run", lambda: secrets.token_hex(4)))
+    logger = StageWandbLogger(save_dir=save_dir, project=project, name=stage_name(save_dir), resume="allow",
+                              log_model=False, id=_kept(save_dir / "wandb-run", lambda: secrets.token_hex(4)))
+    _begin("wandb", lambda: logger.experiment, remedy="`wandb login`, or WANDB_MODE=offline")
+    return logger
 
 
 def mlflow(*, save_dir: Path, project: str = "rdcd", tracking_uri: str | None = None) -> Logger:
@@ -40,7 +46,7 @@ def mlflow(*, save_dir: Path, project: str = "rdcd", tracking_uri: str | None = 
         tracking_uri: the server; None: MLFLOW_TRACKING_URI, or the SQLite file `save_dir`/mlflow.db.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or the server does not take the run.
     """
     _need("mlflow")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing but the run's numbers, and only where they go
@@ -49,12 +55,16 @@ def mlflow(*, save_dir: Path, project: str = "rdcd", tracking_uri: str | None = 
     save_dir.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{save_dir.resolve() / 'mlflow.db'}"
     kept = save_dir / "mlflow-run"
-    logger = SteadyMLFlowLogger(
-        experiment_name=project, run_name=stage_name(save_dir), tracking_uri=uri,
-        artifact_location=None if uri.startswith("http") else (save_dir / "mlflow-artifacts").resolve().as_uri(),
-        run_id=kept.read_text(encoding="utf-8").strip() if kept.is_file() else None)
-    _kept(kept, lambda: logger.run_id)
-    return logger
+
+    def begin() -> SteadyMLFlowLogger:
+        logger = SteadyMLFlowLogger(
+            experiment_name=project, run_name=stage_name(save_dir), tracking_uri=uri,
+            artifact_location=None if uri.startswith("http") else (save_dir / "mlflow-artifacts").resolve().as_uri(),
+            run_id=kept.read_text(encoding="utf-8").strip() if kept.is_file() else None)
+        _kept(kept, lambda: logger.run_id)
+        return logger
+
+    return _begin("mlflow", begin, remedy=f"logger.mlflow.tracking_uri={uri} must be a server that answers, or null")
 
 
 class StageWandbLogger(WandbLogger):
@@ -87,7 +97,7 @@ class SteadyMLFlowLogger(MLFlowLogger):
             self._try(super().finalize, status)
         self.ended = True
 
-    def _try(self, send, *what) -> None:
+    def _try(self, send: Callable, *what: object) -> None:
         try:
             send(*what)
         except Exception as error:  # of the client, of the server, of the network
@@ -108,7 +118,16 @@ def _need(package: str) -> None:
         raise UserError(f"logger={package} needs the package {package}: pip install 'rdcd[{package}]'")
 
 
-def _kept(path: Path, make) -> str:
+def _begin(name: str, begin: Callable[[], Result], *, remedy: str) -> Result:
+    """Begin a run elsewhere before anything is trained."""
+    try:
+        return begin()
+    except Exception as error:  # of their clients, of the network
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"logger={name}: no run could be begun there ({reason}); {remedy}") from error
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
     """Return the word in a file, which is made where there is none."""
     if not path.is_file():
         word = make()

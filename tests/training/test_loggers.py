@@ -83,6 +83,17 @@ def test_a_server_that_is_gone_is_said_once_and_training_goes_on(tmp_path, monke
                                        "it\n")
 
 
+@pytest.mark.parametrize(("name", "broken", "said"), [
+    ("wandb", "wandb.init", "`wandb login`, or WANDB_MODE=offline"),
+    ("mlflow", "mlflow.tracking.MlflowClient.create_run", "tracking_uri=sqlite:///.*mlflow.db must be a server")])
+def test_a_run_that_cannot_be_begun_there_is_no_run_here(name, broken, said, benchmark_root, options, tmp_path,
+                                                         monkeypatch):
+    monkeypatch.setattr(broken, lambda *words, **named: 1 / 0)
+    with pytest.raises(UserError, match=rf"logger={name}: no run could be begun there \(division by zero\); .*{said}"):
+        go(benchmark_root, tmp_path / "run", logger={name: getattr(loggers, name)}, **options)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)
