@@ -27,33 +27,28 @@ class Console(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
-        self.start = self.said = self.ended = time.monotonic()
+        self.start = self.said = time.monotonic()
         self.paused = 0.0
-        self.window = [0, 0.0, time.monotonic()]  # steps, seconds waited, since when
-        self.mark = module.clock.now()
+        self.window = [0, module.waited, self.start]  # steps; seconds waited before; since when
         self.live = trainer.is_global_zero and self.bar.console.is_terminal
         if self.live:
             self.bar.start()
             self.task = self.bar.add_task(self.label, total=self.total, text="")
 
-    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
-        self.window[1] += time.monotonic() - self.ended
-        module.clock.since(self.mark, "data")
-
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
-        now = self.ended = time.monotonic()
-        self.mark = module.clock.now()
+        now = time.monotonic()
         self.window[0] += 1
-        steps, waited, since = self.window
+        steps, before, since = self.window
         last = trainer.global_step == self.total
         logging = trainer.global_step % trainer.log_every_n_steps == 0
         saying = last or now - self.said > (0.5 if self.live else self.every)  # the loss waits for the device
         if not (logging or saying):
             return
-        rate, wait = steps * self.global_batch / max(now - since, 1e-9), waited / max(now - since, 1e-9)
+        seconds = max(now - since, 1e-9)
+        rate, wait = steps * self.global_batch / seconds, (module.waited - before) / seconds
         if logging:
             module.log_dict({"train/images_per_s": rate, "train/data_wait": wait})
-            self.window = [0, 0.0, now]
+            self.window = [0, module.waited, now]
         if saying and trainer.is_global_zero:
             self.said = now
             self._say(trainer, module, rate, wait, now)
@@ -78,9 +73,7 @@ class Console(pl.Callback):
         pause = time.monotonic() - self.validating
         module.clock.add("validation", pause)
         if hasattr(self, "window"):  # not when validating alone
-            self.mark = module.clock.now()
             self.paused += pause
-            self.ended += pause
             self.window[2] += pause
 
     def on_train_end(self, trainer, module) -> None:

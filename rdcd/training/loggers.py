@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from rdcd.errors import UserError
 from rdcd.files import write_text
 from rdcd.training import collectives
 
+PAUSE = 300.0  # seconds that a server is left alone after it did not take numbers
 Result = TypeVar("Result")
 
 
@@ -50,10 +52,13 @@ def mlflow(*, save_dir: Path, project: str = "rdcd", tracking_uri: str | None = 
     """
     _need("mlflow")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing but the run's numbers, and only where they go
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 10 s: by default a step could wait many minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     if collectives.rank():  # the first process writes
         return DummyLogger()
     save_dir.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{save_dir.resolve() / 'mlflow.db'}"
+    theirs = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = tracking_uri or theirs or f"sqlite:///{save_dir.resolve() / 'mlflow.db'}"
     kept = save_dir / "mlflow-run"
 
     def begin() -> SteadyMLFlowLogger:
@@ -61,6 +66,11 @@ def mlflow(*, save_dir: Path, project: str = "rdcd", tracking_uri: str | None = 
             experiment_name=project, run_name=stage_name(save_dir), tracking_uri=uri,
             artifact_location=None if uri.startswith("http") else (save_dir / "mlflow-artifacts").resolve().as_uri(),
             run_id=kept.read_text(encoding="utf-8").strip() if kept.is_file() else None)
+        try:
+            logger.experiment  # looks for a run that was kept, too
+        finally:  # the variable is set by this, and the next stage would take the file of this one for the user's wish
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            os.environ.update({} if theirs is None else {"MLFLOW_TRACKING_URI": theirs})
         _kept(kept, lambda: logger.run_id)
         return logger
 
@@ -82,10 +92,12 @@ class SteadyMLFlowLogger(MLFlowLogger):
     """An MLflow logger whose server may go away: what it misses is said once, and is in the other logs."""
 
     said = ended = False
+    again = 0.0  # when numbers are sent next
 
     def log_metrics(self, metrics: dict, step: int | None = None) -> None:
-        """Send numbers."""
-        self._try(super().log_metrics, metrics, step)
+        """Send numbers; none for a while after they did not arrive, as each attempt keeps training waiting."""
+        if time.monotonic() >= self.again and not self._try(super().log_metrics, metrics, step):
+            self.again = time.monotonic() + PAUSE
 
     def log_hyperparams(self, params: dict) -> None:
         """Send settings; those that a resumed run has changed are refused there and said here."""
@@ -97,14 +109,16 @@ class SteadyMLFlowLogger(MLFlowLogger):
             self._try(super().finalize, status)
         self.ended = True
 
-    def _try(self, send: Callable, *what: object) -> None:
+    def _try(self, send: Callable, *what: object) -> bool:
         try:
             send(*what)
+            return True
         except Exception as error:  # of the client, of the server, of the network
             if not self.said:
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 print(f"warning: MLflow did not take everything ({reason}); RUN/logs/csv has it", flush=True)
             self.said = True
+            return False
 
 
 def stage_name(save_dir: Path) -> str:

@@ -1,5 +1,6 @@
 """The Lightning module: one step of an objective, and the benchmark's µAP as validation."""
 
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,6 +75,7 @@ class CopyDetection(pl.LightningModule):
         self._extracted: list = []
         self._random_state: dict | None = None
         self.clock = Clock()
+        self.waited = 0.0  # seconds that this process had no batch to work on
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a step by name, for what concerns each of them, such as compiling."""
@@ -101,6 +103,20 @@ class CopyDetection(pl.LightningModule):
     def logging_step(self) -> bool:
         """Whether loggers write the step under way."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def on_train_epoch_start(self) -> None:
+        self._wait()
+
+    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
+        self.waited += time.monotonic() - self._waiting[0]
+        self.clock.since(self._waiting[1], "data")
+
+    def on_train_batch_end(self, outputs: object, batch: dict, batch_index: int) -> None:
+        self._wait()  # the callbacks are done, checkpoints written
+
+    def _wait(self) -> None:
+        """Begin to wait for the next batch."""
+        self._waiting = time.monotonic(), self.clock.now()
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor:
         with self.clock.part("data"):

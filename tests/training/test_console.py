@@ -33,16 +33,15 @@ def test_speed_and_time_left_leave_validation_out(monkeypatch, capsys):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("rdcd.training.console.time", SimpleNamespace(monotonic=lambda: clock.now))
     logged = []
-    module = SimpleNamespace(log_dict=logged.append, shown_loss=1.5, clock=Clock())
+    module = SimpleNamespace(log_dict=logged.append, shown_loss=1.5, clock=Clock(), waited=0.0)
     trainer = SimpleNamespace(estimated_stepping_batches=10, global_step=0, is_global_zero=True,
                               current_epoch=0, max_epochs=1, log_every_n_steps=5,
                               callback_metrics={"train/loss": 1.5})
     console = Console("student", global_batch=8, every=7.0)
     console.on_train_start(trainer, module)
     for step in range(1, 7):
-        clock.now += 1
-        console.on_train_batch_start(trainer, module, None, step)
-        clock.now += 1
+        clock.now += 2
+        module.waited += 1
         trainer.global_step = step
         console.on_train_batch_end(trainer, module, None, None, step)
         if step == 4:

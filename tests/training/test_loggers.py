@@ -1,8 +1,10 @@
 """Other places for the logs: a real W&B, offline, and a real MLflow in a file; a run continued there is one run."""
 
 import json
+import os
 import struct
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -74,11 +76,34 @@ def test_mlflow_in_a_file(benchmark_root, options, tmp_path):
     assert found.data.params["batch_size"] == "8" and "train/gradient_norm" in found.data.metrics
 
 
-def test_a_server_that_is_gone_is_said_once_and_training_goes_on(tmp_path, monkeypatch, capsys):
+def test_every_stage_has_a_file_of_its_own(tmp_path, monkeypatch):
+    """Which MLflow's client is in the way of: it sets the variable that a user may set."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folders = [tmp_path / "run" / "teacher" / "logs", tmp_path / "run" / "logs"]
+    for folder in folders:
+        loggers.mlflow(save_dir=folder).log_metrics({"train/loss": 1.0}, 0)
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    for folder, name in zip(folders, ("run/teacher", "run"), strict=True):
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        (experiment,) = client.search_experiments(filter_string="name = 'rdcd'")
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert (found.info.run_name, found.info.run_id) == (name, (folder / "mlflow-run").read_text().strip())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'all.db'}")
+    loggers.mlflow(save_dir=tmp_path / "other" / "logs")
+    assert os.environ["MLFLOW_TRACKING_URI"].endswith("all.db")
+    assert (tmp_path / "all.db").is_file() and not (tmp_path / "other" / "logs" / "mlflow.db").exists()
+
+
+def test_a_server_that_is_gone_is_said_once_and_asked_again_later(tmp_path, monkeypatch, capsys):
     logger = loggers.mlflow(save_dir=tmp_path / "run" / "logs")
-    monkeypatch.setattr("mlflow.tracking.MlflowClient.log_batch", lambda *words, **named: 1 / 0)
-    for step in range(3):
-        logger.log_metrics({"train/loss": 1.0}, step)
+    clock, asked = SimpleNamespace(now=1000.0), []
+    monkeypatch.setattr(loggers, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.log_batch",
+                        lambda *words, **named: asked.append(clock.now) or 1 / 0)
+    for _ in range(8):
+        logger.log_metrics({"train/loss": 1.0}, 0)
+        clock.now += 100
+    assert asked == [1000, 1300, 1600]
     assert capsys.readouterr().out == ("warning: MLflow did not take everything (division by zero); RUN/logs/csv has "
                                        "it\n")
 
