@@ -75,7 +75,7 @@ def read_curves(logs: Path) -> dict[str, dict[str, tuple[list[float], list[float
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     titles = {"images_per_s": "images/s", "data_wait": "share of time waiting for data", "lr": "learning rate",
               "effective_rank_h": "effective rank", "effective_rank_z": "effective rank",
-              "nearest_negative": "similarity to the nearest negative", "gradient_norm": "gradient norm",
+              "gradient_norm": "gradient norm",
               "queue_age": "age of the queue, steps", "positives": "similarity of positives, over temperature",
               "hardest_negatives": "similarity of hardest negatives, over temperature"}
     for name, points in series.items():

@@ -57,7 +57,7 @@ def _similarities(query: Tensor, key: Tensor, hardest: Tensor, *, complete: Tens
     found = {"positives": (query.float() * key.float()).sum(dim=1)}
     if complete:
         found["hardest_negatives"] = hardest
-    return {name: cosines.detach() / temperature for name, cosines in found.items()}
+    return {name: cosines / temperature for name, cosines in found.items()}
 
 
 class RDCD(Unregistered, nn.Module):
@@ -171,11 +171,10 @@ class RDCD(Unregistered, nn.Module):
                     terms["hard_negative"] = hard_negative_loss(embedding.descriptors, negatives, valid=valid,
                                                                 **self.hard_negative)
                     total = total + self.contrastive_weight * self.hard_negative_weight * terms["hard_negative"]
-                with torch.no_grad():
-                    hardest = hardest_similarity(embedding.descriptors, negatives, valid)
-                terms["nearest_negative"] = hardest.mean()
 
+                @torch.no_grad()
                 def similarities() -> dict[str, Tensor]:  # a row lacks a negative where all rows do
+                    hardest = hardest_similarity(embedding.descriptors, negatives, valid)
                     return _similarities(embedding.descriptors, keys, hardest, complete=valid.any(), **self.contrastive)
 
             if self.relational_weight:
@@ -248,14 +247,14 @@ class SSCD(nn.Module):
             everyone, every_label = gather(both.descriptors), gather(labels)
             contrastive, entropy = sscd_loss(both.descriptors, labels, everyone, every_label, offset=rank * len(labels),
                                              **self.options)
-            with torch.no_grad():
-                negative = ~share_picture(labels, every_label)
-                hardest = hardest_similarity(both.descriptors, everyone, negative)
-            terms = {"contrastive": contrastive, "entropy": entropy, "nearest_negative": hardest.mean()}
+            terms = {"contrastive": contrastive, "entropy": entropy}
             queries, keys = both.descriptors.chunk(2)
 
+        @torch.no_grad()
         def similarities() -> dict[str, Tensor]:
-            return _similarities(queries, keys, hardest[:len(query)], temperature=self.options["temperature"],
+            negative = ~share_picture(labels, every_label)
+            hardest = hardest_similarity(queries, everyone, negative[:len(query)])
+            return _similarities(queries, keys, hardest, temperature=self.options["temperature"],
                                  complete=gather(negative.any(dim=1)).all())
 
         def remember() -> None:

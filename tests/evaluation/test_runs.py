@@ -16,7 +16,7 @@ def write(folder, *rows):
 
 def test_every_kind_of_number_has_a_panel_and_losses_one_alone(tmp_path):
     names = ["loss", "contrastive", "relational", "lr", "gradient_norm", "queue_age", "images_per_s", "data_wait",
-             "nearest_negative", "effective_rank_h", "effective_rank_z",
+             "effective_rank_h", "effective_rank_z",
              *(f"{kind}_p{p}" for kind in ("positives", "hardest_negatives") for p in (10, 50, 90))]
     write(tmp_path / "csv" / "version_0", {"step": 9, "epoch": 0} | {f"train/{name}": 1.5 for name in names},
           {"step": 19, "epoch": 0, "train/loss": 0.5}, {"step": 19, "epoch": 0, "val/uAP_SN": 0.25})
@@ -24,7 +24,7 @@ def test_every_kind_of_number_has_a_panel_and_losses_one_alone(tmp_path):
     assert {title: sorted(series) for title, series in panels.items()} == {
         "loss terms": ["contrastive", "loss", "relational"], "learning rate": ["lr"],
         "gradient norm": ["gradient_norm"], "age of the queue, steps": ["queue_age"], "images/s": ["images_per_s"],
-        "share of time waiting for data": ["data_wait"], "similarity to the nearest negative": ["nearest_negative"],
+        "share of time waiting for data": ["data_wait"],
         "effective rank": ["effective_rank_h", "effective_rank_z"],
         "similarity of positives, over temperature": ["positives_p10", "positives_p50", "positives_p90"],
         "similarity of hardest negatives, over temperature":
