@@ -1,5 +1,6 @@
 """What all tests share: one compute thread, no network, and small pictures on disk."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 def pytest_sessionstart() -> None:
     torch.set_num_threads(1)  # threads that wait for a busy core are slower than one
+    os.environ["WANDB_MODE"] = "offline"  # before W&B looks, once a process
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -80,7 +80,6 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
     from rdcd.data.synthetic import draw_picture
 
     monkeypatch.chdir(place)
-    monkeypatch.setenv("WANDB_MODE", "offline")
     for folder, seeds in (("photos", range(60)), ("more", range(60, 80))):
         (place / folder).mkdir()
         for seed in seeds:

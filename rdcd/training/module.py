@@ -155,6 +155,7 @@ class CopyDetection(pl.LightningModule):
         self.clock.since(self._since, "optimizer")
 
     def on_train_start(self) -> None:
+        self._wait()  # a run that goes on within an epoch has no start of one
         if self._random_state is not None:  # here, as what comes before draws numbers that a whole run did not
             restore_random_state(self._random_state)
 

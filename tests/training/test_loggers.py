@@ -39,8 +39,7 @@ def records(folder):
             whole = b""
 
 
-def test_weights_and_biases_offline(benchmark_root, options, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_weights_and_biases_offline(benchmark_root, options, tmp_path):
     make = {"wandb": partial(loggers.wandb, project="here")}
     with pytest.raises(ZeroDivisionError):
         go(benchmark_root, tmp_path / "run", logger=make, augment=Breaks(VIEWS + 20), **options)
