@@ -165,6 +165,8 @@ def test_every_augmentation_follows_the_views_size(option: Path, picture) -> Non
 @pytest.mark.parametrize("option", options("logger"), ids=name)
 def test_every_logger_writes_under_the_folder_it_gets(option: Path, tmp_path: Path) -> None:
     for make in part(option).values():
-        folder = make(save_dir=tmp_path / "logs").log_dir  # None: it keeps no files by itself
+        logger = make(save_dir=tmp_path / "logs")
+        folder = logger.log_dir  # None: it keeps no files by itself
+        logger.finalize("success")
         assert folder is None or Path(folder).is_relative_to(tmp_path / "logs")
     assert {path.name for path in tmp_path.iterdir()} <= {"logs"}
