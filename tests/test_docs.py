@@ -20,8 +20,8 @@ from rdcd.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TINY = ["data.size=32", "data.batch_size=8", "data.workers=0", "trainer.epochs=1", "trainer.validate_every=0",
-        "loss.queue_size=16", "protocol.codecs=[Flat]"]
+TINY = ["data.size=32", "data.test_size=32", "data.batch_size=8", "data.workers=0", "baselines=[]", "trainer.epochs=1",
+        "trainer.validate_every=0", "loss.queue_size=16", "protocol.codecs=[Flat]"]
 NO_ENGINE = ("docker build", "docker run")  # the Dockerfile's steps are tested in tests/scripts
 
 

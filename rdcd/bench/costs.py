@@ -1,5 +1,6 @@
 """What a training step needs, counted and not timed: operations, and the memory that pictures keep."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rdcd.bench.bare import Bare
 from rdcd.models.student import parameter_count
 
+Size = tuple[int, ...]
 STATES = {"sgd": 1, "lars": 1, "adamw": 2, "muon": 1}  # numbers that an optimizer keeps beside each weight
 
 
@@ -89,9 +91,20 @@ def kept_bytes(forward: Callable[[int], Tensor]) -> float:
 
 def operations_of(work: Callable[[int], None]) -> float:
     """Return the floating-point operations, for each picture, of `work` called with a number of them."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward}) as counter:
         work(2)
     return counter.get_total_flops() / 2
+
+
+def _backward(output: Size, inputs: Size, weights: Size, bias: object, stride: object, padding: object,
+              dilation: object, transposed: bool, *rest: object, out_shape: object = None, **_: object) -> int:
+    """Count a convolution's backward pass: for the input's gradient and for the weights', each as its forward pass.
+
+    torch's own count takes the weights' gradient of grouped convolutions for one of dense ones.
+    """
+    *_, wanted = rest
+    places = inputs if transposed else output
+    return sum(wanted[:2]) * 2 * places[0] * math.prod(places[2:]) * math.prod(weights)
 
 
 def passing_bytes(network: nn.Module, *, size: int) -> int:

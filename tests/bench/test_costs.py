@@ -29,6 +29,16 @@ def test_operations_of_a_product_are_two_for_each_pair() -> None:
     assert operations_of(lambda n: layer(torch.rand(n, 5)).sum().backward()) == 2 * 2 * 5 * 3  # of the weights, too
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_operations_of_a_convolution(kind: type, groups: int) -> None:
+    layer = kind(6, 12, 3, padding=1, groups=groups)
+    forward = 2 * 8 * 8 * 6 * 12 // groups * 9  # of every place, channel in, channel out of its group, and tap
+    assert operations_of(lambda n: layer(torch.rand(n, 6, 8, 8)).sum()) == forward
+    assert operations_of(lambda n: layer(torch.rand(n, 6, 8, 8)).sum().backward()) == 2 * forward  # of the weights
+    assert operations_of(lambda n: layer(torch.rand(n, 6, 8, 8, requires_grad=True)).sum().backward()) == 3 * forward
+
+
 def test_the_largest_layer_is_found_by_what_passes_it() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
     network.embed = network.forward

@@ -69,9 +69,9 @@ class Training:
         """Return the process of a rank, which is older than its loader workers."""
         return min(pid for pid, rank in self.members().items() if rank == str(number))
 
-    def under_way(self) -> None:
-        """Wait until it has trained for some steps."""
-        while not (self.folder / "run" / "checkpoints" / "last.ckpt").is_file():
+    def under_way(self, after: int = 0) -> None:
+        """Wait until it has trained for some steps, more than `after`."""
+        while last_step(self.folder) <= after:
             assert self.process.poll() is None, self.text()
             time.sleep(0.05)
 
@@ -93,7 +93,8 @@ def begin(benchmark_root, tmp_path):
     begun = []
 
     def start(*words, **environment):
-        begun.append(Training(tmp_path, f"data.root={benchmark_root}", *WORDS, *words, **environment))
+        settings = [] if "resume=run" in words else [f"data.root={benchmark_root}", *WORDS]
+        begun.append(Training(tmp_path, *settings, *words, **environment))
         return begun[-1]
 
     yield start
@@ -104,7 +105,10 @@ def begin(benchmark_root, tmp_path):
 
 
 def last_step(folder):
-    return torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    try:
+        return torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    except FileNotFoundError:  # none yet, or it is just becoming the previous one
+        return 0
 
 
 def test_ctrl_c_ends_every_process_and_is_said_once(begin):
@@ -115,27 +119,20 @@ def test_ctrl_c_ends_every_process_and_is_said_once(begin):
     assert training.text().count("rdcd: interrupted") == 1 and "Traceback" not in training.text()
 
 
-def test_a_signal_to_the_launcher_leaves_a_checkpoint(begin, tmp_path):
-    training = begin(*ENDLESS)
-    training.under_way()
-    for _ in range(2):  # as `timeout` sends it, to the process and then to its group
-        training.process.send_signal(signal.SIGTERM)
+def test_a_run_told_to_end_leaves_a_checkpoint_and_goes_on_in_as_many_processes(begin, tmp_path):
+    steps = []
+    for words, number in ((ENDLESS, signal.SIGUSR1), (["resume=run", "trainer.epochs=20000"], signal.SIGTERM)):
+        training = begin(*words)
+        training.under_way(after=steps[-1] if steps else 0)
+        training.process.send_signal(number)
         time.sleep(0.2)
-    assert training.ended() == 128 + signal.SIGTERM, training.text()
-    assert training.text().count(f"rdcd: stopped by SIGTERM after step {last_step(tmp_path)}") == 1
-    assert "Traceback" not in training.text()
-
-
-def test_a_run_told_to_end_goes_on_in_as_many_processes(begin, tmp_path):
-    training = begin(*ENDLESS)
-    training.under_way()
-    training.process.send_signal(signal.SIGUSR1)
-    assert training.ended() == 128 + signal.SIGUSR1, training.text()
-    steps = last_step(tmp_path)
-    again = Training(tmp_path, "resume=run", f"trainer.epochs={steps // 3 + 2}")  # three steps are an epoch
-    assert again.ended() == 0, again.text()
-    assert "--nproc_per_node 2" in again.text() and steps < last_step(tmp_path)
-    assert (tmp_path / "run" / "run.json").is_file()
+        if number == signal.SIGTERM:  # as `timeout` sends it, to the process and then to its group
+            training.process.send_signal(number)
+        assert training.ended() == 128 + number, training.text()
+        steps.append(last_step(tmp_path))
+        assert training.text().count(f"rdcd: stopped by {number.name} after step {steps[-1]}") == 1
+        assert "--nproc_per_node 2" in training.text() and "Traceback" not in training.text()
+    assert 0 < steps[0] < steps[1]
 
 
 def test_a_rank_that_is_killed_takes_the_others_along(begin):

@@ -16,6 +16,7 @@ from tiny_runs import go, rows, settings
 from torch import nn
 
 import rdcd
+from rdcd.cli import main
 from rdcd.data.views import EpochSampler
 from rdcd.errors import UserError
 from rdcd.models.student import Student
@@ -194,7 +195,7 @@ def test_what_it_says_names_step_and_remedy(tmp_path):
 def test_a_command_killed_at_any_moment_goes_on(benchmark_root, teacher, tmp_path):
     """A real command line, killed by another process at moments that nobody chose; both ways to continue it."""
     options = [f"data.root={benchmark_root}", "data.size=32", "data.test_size=32", "data.batch_size=6",
-               "data.workers=1", "trainer.epochs=16", "trainer.validate_every=0", "trainer.checkpoint_every=3",
+               "data.workers=1", "trainer.epochs=12", "trainer.validate_every=0", "trainer.checkpoint_every=3",
                "trainer.accelerator=cpu", "trainer.threads=1", "trainer.log_every=1", "augment=simclr",
                "student.trunk=test_efficientnet", "student.dim=8", "teacher=file", f"teacher.path={teacher}",
                "loss.queue_size=17", "baselines=[]", "protocol.codecs=[Flat]"]
@@ -205,15 +206,17 @@ def test_a_command_killed_at_any_moment_goes_on(benchmark_root, teacher, tmp_pat
                                     "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
     def last_step(run):
-        last = run / "checkpoints" / "last.ckpt"
-        return torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
+        try:
+            return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        except FileNotFoundError:  # none yet, or it is just becoming the previous one
+            return 0
 
     whole, run = tmp_path / "whole", tmp_path / "run"
     steps, auto = [], [*options, f"run_dir={run}", "resume=auto"]
     begun = command(run, *auto)
     for again in (auto, [f"resume={run}"]):
         before = last_step(run)
-        while begun.poll() is None and last_step(run) < before + 9:
+        while begun.poll() is None and last_step(run) < before + 6:
             time.sleep(0.01)
         begun.kill()
         begun.communicate()
@@ -221,11 +224,9 @@ def test_a_command_killed_at_any_moment_goes_on(benchmark_root, teacher, tmp_pat
         begun = command(run, *again)
     said, _ = begun.communicate()
     assert begun.returncode == 0, said
-    assert 0 < steps[0] < steps[1] < 64, steps
+    assert 0 < steps[0] < steps[1] < 48, steps
     assert "student: continuing from" in said
-    done = command(whole, *options, f"run_dir={whole}")
-    said, _ = done.communicate()
-    assert done.returncode == 0, said
+    assert in_a_process(lambda: main(["train", *options, f"run_dir={whole}"])) == 0
     assert equal(state(run), state(whole))
 
 
