@@ -6,7 +6,8 @@ the paired differences in them, of the first model and the named others. A block
 `<!-- end -->` holds the rows of docs/results/published.json, reported by others, with ours beside them where there is a
 `docs/results/EXPERIMENT.json`. Of files that `rdcd bench step` wrote, `<!-- steps FILE … -->` holds the speed,
 `<!-- parts FILE … -->` where a step's time goes, `<!-- costs FILE … -->` operations and memory, and
-`<!-- hours FILE … -->` the length of the full recipe. Run after adding one:
+`<!-- hours FILE … -->` the length of the full recipe. `<!-- rows FILE … : COLUMN[|FORMAT] … -->` shows the named
+columns of the `rows` of any result file, numbers by a format of Python's. Run after adding one:
 
     python scripts/results.py
 """
@@ -17,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-BLOCK = re.compile(r"(<!-- (results|differences|published|steps|parts|costs|hours) ?([^>]*?) -->\n).*?(<!-- end -->)",
-                   re.S)
+BLOCK = re.compile(r"(<!-- (results|differences|published|steps|parts|costs|hours|rows) ?([^>]*?) -->\n).*?"
+                   r"(<!-- end -->)", re.S)
 
 
 def chosen(selection: str) -> tuple[str, list[str] | None]:
@@ -161,10 +162,24 @@ def hours(names: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def named_columns(words: list[str]) -> str:
+    """Return a Markdown table of rows as they are: files, a colon, and the columns wanted of them."""
+    colon = words.index(":")
+    names, wanted = words[:colon], [word.partition("|")[::2] for word in words[colon + 1:]]
+    found = [row for name in names for row in rows(name)]
+    numeric = [any(isinstance(row.get(column), int | float) for row in found) for column, _ in wanted]
+    lines = ["| " + " | ".join(["result file", *(column.replace("_", " ") for column, _ in wanted)]) + " |",
+             "|---|" + "".join("--:|" if number else "---|" for number in numeric)]
+    for row in found:
+        values = ["" if row.get(column) is None else format(row[column], form) for column, form in wanted]
+        lines.append("| " + " | ".join([row["file"], *values]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def filled(text: str) -> str:
     """Return a document with its result blocks renewed."""
     makers = {"results": table, "differences": compared, "published": lambda _: published(), "steps": steps,
-              "parts": parts, "costs": costs, "hours": hours}
+              "parts": parts, "costs": costs, "hours": hours, "rows": named_columns}
     return BLOCK.sub(lambda m: m[1] + makers[m[2]](m[3].split()) + m[4], text)
 
 

@@ -10,10 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+LONGEST = ("test_docs", "test_launch_script", "test_end_to_end", "test_interruption", "test_sbatch", "test_resume",
+           "test_ranks", "test_launch", "test_equal_ranks", "test_whole_precision")
+
 
 def pytest_sessionstart() -> None:
     torch.set_num_threads(1)  # threads that wait for a busy core are slower than one
     os.environ["WANDB_MODE"] = "offline"  # before W&B looks, once a process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no core waits for the other in the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

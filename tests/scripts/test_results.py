@@ -83,3 +83,12 @@ def test_what_bench_step_wrote(results, tmp_path):
     assert lines("steps")[0].endswith("| 62% |  |")
     (tmp_path / "step.json").write_text(json.dumps(content | {"input": "memory"}))
     assert "| bf16-mixed, compiled | a card | 2,000 | 1,500 | 1,250 | 1.012 (1.000–1.500) |" in lines("steps")[0]
+
+
+def test_named_columns_of_any_result(results, tmp_path):
+    script, _ = results
+    (tmp_path / "a.json").write_text(json.dumps({"rows": [{"what": "one", "images_per_s": 1234.5, "ratio": 4.04},
+                                                          {"what": "two", "images_per_s": 7, "ratio": None}]}))
+    filled = script["filled"]("<!-- rows a : what images_per_s|,.0f ratio|.1f -->\n<!-- end -->")
+    assert filled.splitlines()[1:-1] == ["| result file | what | images per s | ratio |", "|---|---|--:|--:|",
+                                         "| a | one | 1,234 | 4.0 |", "| a | two | 7 |  |"]

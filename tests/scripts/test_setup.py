@@ -289,4 +289,5 @@ def test_evaluation_and_tests_start_what_they_say(machine: Machine) -> None:
     _, _, error, calls = machine.run("scripts/test.sh", "-k", "a b", PYTHONPATH="/mine")
     assert calls[-1] == f"{machine.root}/.venv: -m pytest -k a b PYTHONPATH={machine.root}:/mine"
     assert f"rdcd: in {machine.root}: python -m pytest -k a b\n" in error
-    assert "-m pytest -n auto --maxprocesses 8 --dist loadscope PYTHONPATH=" in machine.run("scripts/test.sh")[3][-1]
+    assert ("-m pytest -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder PYTHONPATH="
+            in machine.run("scripts/test.sh")[3][-1])
