@@ -48,20 +48,21 @@ def shrunk(command: str, places: dict[str, str]) -> list[str]:
     for placeholder, place in places.items():
         command = re.sub(rf"\b{placeholder}\b", place, command)
     words = shlex.split(command)
+    tiny = TINY if "student.pretrained" in command else [*TINY, "student.trunk=test_efficientnet"]
     if words[:2] == ["sh", "train.sh"]:
         words = ["sh", str(ROOT / "train.sh"), *words[2:]]
         if "--multirun" not in words and not any(word.startswith("data.root") for word in words):
             return words + ([] if "experiment=smoke" in words else ["experiment=smoke"])
         if "experiment=" in command:  # of photographs: an experiment chooses its own teacher and loss
             alone = "teacher.path" not in command
-            return [*words, *(word for word in TINY if not (alone and word.startswith("loss.")))]
-        return [*words, *TINY, *([] if "teacher.path" in command else ["teacher=none", "loss.relational_weight=0"])]
+            return [*words, *(word for word in tiny if not (alone and word.startswith("loss.")))]
+        return [*words, *tiny, *([] if "teacher.path" in command else ["teacher=none", "loss.relational_weight=0"])]
     if words[:2] == ["sh", "disc_eval.sh"]:
         return ["sh", str(ROOT / "disc_eval.sh"), *words[2:], "workers=0"]
     if words[:2] == ["sh", "scripts/test.sh"]:  # all of them would run themselves
         return ["sh", str(ROOT / "scripts/test.sh"), "tests/test_files.py"]
     if words[:2] == ["rdcd", "train"]:
-        words += [*TINY, f"data.root={places['ROOT']}"]
+        words += [*tiny, f"data.root={places['ROOT']}"]
     if words[:2] == ["rdcd", "make-benchmark"]:
         words += ["workers=1"]
     if words[:3] == ["rdcd", "bench", "step"]:
