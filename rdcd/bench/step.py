@@ -123,6 +123,8 @@ def bench_step(*, student: partial | None, loss: Callable[..., nn.Module], data:
             modules.trainer = lightning
         watch.begin()
         lightning.fit(module, datamodule=Fed(given, total))
+    if modules is not None:
+        given.close()  # with it go the loader and its workers
     result = _result(watch, data=data, costs=costs, parts=turns.parts, accumulate=trainer.accumulate)
     result |= {"input": input, "size": data.size, "batch_size": data.batch_size, "steps": steps, "block": block,
                "precision": trainer.precision, "compile": trainer.compile,

@@ -1,6 +1,8 @@
 """How the cores are used: several processes over many pictures, or compute threads beside loader workers."""
 
+import atexit
 import ctypes
+import multiprocessing.util  # its own exit function is registered before ours, and so called after it
 import os
 import platform
 import signal
@@ -72,6 +74,14 @@ def start_worker(worker: int = 0) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     return_freed_memory()
+
+
+@atexit.register
+def end_workers() -> None:
+    """End loader workers that outlive their loader: Python would ask them to by SIGTERM, and wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _mallopt(**values: int) -> None:

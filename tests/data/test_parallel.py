@@ -52,6 +52,16 @@ def test_kept_memory_is_not_fetched_again():
         assert faults["keep"] >= 0
 
 
+def test_a_process_ends_though_loader_workers_are_left():
+    """They do not listen to SIGTERM, by which Python ends what is left of its children before it waits for them."""
+    code = ("from torch.utils.data import DataLoader; from rdcd.data.parallel import start_worker\n"
+            "left = iter(DataLoader(range(9), num_workers=1, worker_init_fn=start_worker, persistent_workers=True))\n"
+            "print(int(next(left)))\n"
+            "left.itself, left = left, None  # nobody's any more, and found by no reference count\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "0\n", done.stderr
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(parallel.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: pytest.fail("called"))
