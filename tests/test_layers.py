@@ -15,6 +15,7 @@ LAYERS = {  # part of the package → parts it may import, beside the leaves and
     "training": {"losses", "models", "data", "augment", "retrieval", "evaluation"},
     "export": {"models", "data", "retrieval", "evaluation"},
     "bench": {"losses", "models", "data", "augment", "retrieval", "evaluation", "training"},
+    "doctor": {"models"},  # which imports no library before it is tried
     "cli": {"yamls", "losses", "models", "data", "augment", "retrieval", "evaluation", "training", "export", "bench"},
     "__main__": {"cli"},
 }
