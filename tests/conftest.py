@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rdcd.data.parallel import available_cores
+
 LONGEST = ("test_docs", "test_launch_script", "test_end_to_end", "test_interruption", "test_sbatch", "test_resume",
            "test_ranks", "test_launch", "test_equal_ranks", "test_whole_precision")
 
@@ -17,6 +19,12 @@ LONGEST = ("test_docs", "test_launch_script", "test_end_to_end", "test_interrupt
 def pytest_sessionstart() -> None:
     torch.set_num_threads(1)  # threads that wait for a busy core are slower than one
     os.environ["WANDB_MODE"] = "offline"  # before W&B looks, once a process
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: a third of the time of tests that start commands is waiting for them."""
+    return available_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
