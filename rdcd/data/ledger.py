@@ -35,7 +35,7 @@ class Ledger:
         self.path, self.max_bad_share, self.key = Path(path), max_bad_share, key
         self.bad: dict[str, BadImage] = _read(self.path) if keep else {}
         self._written = len(self.bad)
-        self._seen = self._failed = 0
+        self.seen = self._failed = 0  # since the last `settle`
         self._first: BadImage | None = None
         if not keep:
             self.path.unlink(missing_ok=True)
@@ -55,13 +55,13 @@ class Ledger:
         bad = list(bad)
         new = list({error.path: error for error in bad if error.path not in self.bad}.values())
         self.bad |= {error.path: error for error in new}
-        self._seen += seen
+        self.seen += seen
         self._failed += len(bad) if failed is None else failed
         self._first = self._first or next(iter(bad), None)
         if len(self.bad) > 1.05 * self._written:  # every one of the first twenty, then not a whole file for each
             self.write()
-        if self._seen >= _JUDGED_FROM or not self.max_bad_share:
-            self._judge(f"of the first {self._seen:,}")
+        if self.seen >= _JUDGED_FROM or not self.max_bad_share:
+            self._judge(f"of the first {self.seen:,}")
         return new
 
     def settle(self) -> None:
@@ -71,8 +71,8 @@ class Ledger:
             UserError: more have failed than the ceiling allows. The ledger is written, with this or without.
         """
         self.write()
-        self._judge(f"of {self._seen:,}")
-        self._seen = self._failed = 0
+        self._judge(f"of {self.seen:,}")
+        self.seen = self._failed = 0
         self._first = None
 
     def write(self) -> None:
@@ -82,7 +82,7 @@ class Ledger:
             self._written = len(self.bad)
 
     def _judge(self, of: str) -> None:
-        share = self._failed / max(self._seen, 1)
+        share = self._failed / max(self.seen, 1)
         if share <= self.max_bad_share:
             return
         self.write()
