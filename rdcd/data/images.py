@@ -3,24 +3,36 @@
 import csv
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from rdcd.errors import BadImage, UserError
 from rdcd.files import atomic_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-MAX_PIXELS = 100_000_000  # a decoded RGB picture of this size takes 300 MB
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's names; of JPEG, MPO of telephones too
+MAX_PIXELS = 100_000_000  # Pillow holds a picture of this size in 400 MB
+MAX_SCANS = 100  # of a progressive JPEG, each of which goes over the whole picture; usual are ten
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}
+_ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 0x0112, 322, 323  # tags of EXIF and TIFF
+
+# Pillow's own size and EXIF warnings: our rules apply. Once, as `catch_warnings` is slow and not of one thread alone.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture to upright 8-bit RGB.
 
-    EXIF orientation is applied, transparency is composed on white, 16-bit greys are scaled to 8,
-    of an animation the first frame is taken; the whole of the file must decode.
+    The content decides what format it is, not the file's name. EXIF orientation is applied and an EXIF block that is
+    broken ignored; transparency is composed on white, 16-bit values are scaled to 8, of an animation the first frame is
+    taken; colour profiles are not applied; the whole of the file must decode.
 
     Args:
         source: a path, or the encoded bytes.
@@ -31,34 +43,102 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
     """
     name = "<bytes>" if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size and EXIF warnings: our rules apply
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file) as picture:
-                if picture.width * picture.height > max_pixels:
-                    raise BadImage(name, f"{picture.width}x{picture.height} pixels, at most {max_pixels} allowed")
+        with io.BytesIO(source) if isinstance(source, bytes) else open(check_regular(source), "rb") as file:
+            _check_file(file, name, max_pixels)
+            with Image.open(file, formats=FORMATS) as picture:
+                _check_size(picture, name, max_pixels)
                 picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
-    except BadImage:
+                return _to_rgb(_upright(picture))
+    except (BadImage, MemoryError):
         raise
-    except MemoryError:
-        raise
+    except UnidentifiedImageError:
+        raise BadImage(name, f"no sound file of the formats {', '.join(FORMATS)}") from None
+    except OSError as error:
+        raise BadImage(name, error.strerror or _one_line(error)) from error
     except Exception as error:  # decoders raise anything on hostile bytes; each is a bad file
-        raise BadImage(name, f"{type(error).__name__}: {error}") from error
+        raise BadImage(name, f"{type(error).__name__}: {_one_line(error)}") from error
+
+
+def check_regular(path: str | Path) -> Path:
+    """Return the path of what may be opened; a pipe would let the reader wait for ever.
+
+    Raises:
+        BadImage: it is not there, or a folder, a pipe, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise BadImage(path, getattr(error, "strerror", None) or _one_line(error)) from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise BadImage(path, f"{what}, not a file")
+    return Path(path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _check_file(file: BinaryIO, name: object, max_pixels: int) -> None:
+    """Refuse what is empty or longer than any picture; the file stands at its begin again."""
+    size, most = file.seek(0, os.SEEK_END), 8 * max_pixels + 2**24  # 16-bit RGBA as it is, and text beside it
+    if not size:
+        raise BadImage(name, "the file is empty")
+    if size > most:
+        raise BadImage(name, f"a file of {size} bytes, at most {most} allowed")
+    file.seek(0)
+
+
+def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
+    """Refuse what would take minutes or gigabytes: pixels, scans of a JPEG, tiles of a TIFF that are mostly padding."""
+    if picture.width * picture.height > max_pixels:
+        raise BadImage(name, f"{picture.width}x{picture.height} pixels, at most {max_pixels} allowed")
+    if "progressive" in picture.info:
+        place = picture.fp.tell()
+        picture.fp.seek(0)
+        scans = picture.fp.read().count(b"\xff\xda")
+        picture.fp.seek(place)
+        if scans > MAX_SCANS:
+            raise BadImage(name, f"a progressive JPEG of {scans} scans, at most {MAX_SCANS} allowed")
+    tags = getattr(picture, "tag_v2", {})
+    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:
+        tile = tags[_TILE_WIDTH], tags[_TILE_HEIGHT]
+        across, down = (-(-side // part) * part for side, part in zip(picture.size, tile, strict=True))
+        if across * down > max_pixels:
+            raise BadImage(name, f"tiles of {tile[0]}x{tile[1]} pixels make {across}x{down}, at most {max_pixels} "
+                                 f"allowed")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        how = _UPRIGHT.get(picture.getexif().get(_ORIENTATION))
+    except Exception:  # of a broken EXIF block, Pillow's reader raises anything; the picture is sound
+        how = None
+    return picture if how is None else picture.transpose(how)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB":
-        return picture
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float32)
-        top = 65535.0 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8), "L").convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+        return _grey(np.asarray(picture), picture.info.get("transparency")).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture, mask=picture)
+    return white
+
+
+def _grey(values: np.ndarray, transparent: object) -> Image.Image:
+    """Scale wide greys to 8 bits by their range: 16 bits, or where none is above, 8 bits, or of fractions, 1."""
+    if values.dtype.kind == "u":
+        grey = (values // 257).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey)
+    most = values.max(initial=0, where=np.isfinite(values))
+    top = 65535.0 if most > 255 else 1.0 if most <= 1 and values.dtype.kind == "f" else 255.0
+    values = np.clip(np.nan_to_num(values.astype(np.float32)) / top, 0, 1)  # what is no number is black
+    return Image.fromarray((values * 255).astype(np.uint8))
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -94,7 +174,8 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def write_ledger(path: str | Path, bad: list[BadImage]) -> None:
     """Write the bad-file ledger: CSV `path,reason`, one row a file, sorted by path."""
-    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, open(  # a file name may be any bytes
+            partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "reason"))
         writer.writerows(sorted({(b.path, b.reason) for b in bad}))

@@ -61,9 +61,9 @@ class TwoViews(Dataset):
 
 
 def collate_views(samples: list[dict]) -> dict:
-    """Stack samples: `query`, `key` uint8 [B, 3, S, S], `index` [B], `bad` a list."""
+    """Stack samples: `query`, `key` uint8 [B, 3, S, S], `index` [B]; `bad`, a list for every sample that has one."""
     return {"query": torch.stack([s["query"] for s in samples]), "key": torch.stack([s["key"] for s in samples]),
-            "index": torch.tensor([s["index"] for s in samples]), "bad": [b for s in samples for b in s["bad"]]}
+            "index": torch.tensor([s["index"] for s in samples]), "bad": [s["bad"] for s in samples if s["bad"]]}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

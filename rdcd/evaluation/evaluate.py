@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from rdcd.data.disc import Benchmark, read_edit_families
-from rdcd.data.images import write_ledger
 from rdcd.data.layouts import open_layout
+from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.parallel import share_cores
-from rdcd.errors import BadImage, UserError, check_path
+from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap
 from rdcd.evaluation.cases import ModelResult, comparable
 from rdcd.evaluation.differences import differences
@@ -47,7 +47,7 @@ class DataRoot:
 def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = DataRoot(),
              protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64,
              workers: int | None = None, device: str | None = None, keep_descriptors: bool = True,
-             allow_torchscript: bool = False) -> list[dict]:
+             allow_torchscript: bool = False, max_bad_share: float = MAX_BAD_SHARE) -> list[dict]:
     """Measure models on a benchmark; write metrics.csv, metrics.json, report.html; return the table's rows.
 
     Args:
@@ -60,9 +60,10 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
         batch_size, workers, device: of extraction.
         keep_descriptors: write descriptor files to `out/descriptors`.
         allow_torchscript: see `load_network`.
+        max_bad_share: largest share of queries, of references or of background that may be unreadable.
 
     Raises:
-        UserError: nothing to evaluate, or no benchmark.
+        UserError: nothing to evaluate, no benchmark, or too many unreadable pictures.
     """
     device = check_device(device)
     share_cores(device)
@@ -96,6 +97,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
         raise UserError(f"checkpoint={checkpoint} does not say which benchmark to measure on: give data.root=DIR")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     check_path("out", out, null="a new folder")
+    check_number("max_bad_share", max_bad_share, 0, 1, whole=False)
     if out is None:
         out = runs[0] / f"evaluation-{stamp}" if runs else RUNS / f"{stamp}-evaluation"
     check_output(out, folder=True)
@@ -105,7 +107,8 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
                    title=f"Evaluation of {_listed([run.name for run in runs] or list(models))}",
                    batch_size=batch_size, workers=workers, device=device, keep_descriptors=keep_descriptors,
                    curves=read_curves(runs[0] / "logs") if runs else None,
-                   seed=read_run(runs[0])["seed"] if runs else None, allow_torchscript=allow_torchscript)
+                   seed=read_run(runs[0])["seed"] if runs else None, allow_torchscript=allow_torchscript,
+                   max_bad_share=max_bad_share)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -127,25 +130,28 @@ def distinct(candidates: Sequence[Sequence[str]]) -> list[str]:
 
 
 def evaluate_run(folder: Path, *, out: Path, benchmark: Benchmark, protocol: Protocol, workers: int,
-                 device: str, allow_torchscript: bool = False) -> list[dict]:
+                 device: str, allow_torchscript: bool = False, max_bad_share: float = MAX_BAD_SHARE) -> list[dict]:
     """Measure all models of a run folder, into `out`."""
     about = read_run(folder)
     return measure(run_models(folder), benchmark=benchmark, protocol=protocol, out=out, title=about["name"],
                    workers=workers, device=device, curves=read_curves(folder / "logs"), seed=about["seed"],
-                   allow_torchscript=allow_torchscript)
+                   allow_torchscript=allow_torchscript, max_bad_share=max_bad_share)
 
 
 def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol: Protocol, out: Path, title: str,
             batch_size: int = 64, workers: int | None = None, device: str | None = None, keep_descriptors: bool = False,
-            curves: Mapping | None = None, seed: int | None = None, allow_torchscript: bool = False) -> list[dict]:
+            curves: Mapping | None = None, seed: int | None = None, allow_torchscript: bool = False,
+            max_bad_share: float = MAX_BAD_SHARE) -> list[dict]:
     """Measure models by name and write the results; the first model is the one the page shows.
 
+    Unreadable pictures are listed in `out/bad_files_evaluation.csv` and scored as missing.
+
     Raises:
-        UserError: weights that cannot be loaded, or a benchmark whose files disagree.
+        UserError: weights that cannot be loaded, a benchmark whose files disagree, or too many unreadable pictures.
     """
     results, rows, weights, sizes, resizes, trained = [], [], {}, {}, {}, {}
     folders: set[str] = set()
-    bad: list[BadImage] = []
+    ledger = Ledger(out / "bad_files_evaluation.csv", max_bad_share=max_bad_share)  # beside a training run's own
     roles = {"query": benchmark.queries, "reference": benchmark.references, "background": benchmark.background}
     roles = {role: pictures for role, pictures in roles.items() if pictures is not None}
     families = read_edit_families(benchmark.root, split=benchmark.split) if benchmark.layout == "disc" else None
@@ -163,7 +169,8 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
             found[role], unreadable = extract_descriptors(
                 network, pictures, size=size, resize=resize, batch_size=batch_size, workers=workers,
                 device=device or default_device(), label=f"{name}: {role}")
-            bad += unreadable
+            ledger.add(unreadable, seen=len(pictures))
+            ledger.settle()
             if keep_descriptors:
                 write_descriptors(out / "descriptors" / folder / f"{role}.h5", found[role])
             found[role] = found[role].sorted()  # once, for all codecs
@@ -201,11 +208,8 @@ def measure(models: Mapping[str, Path | str], *, benchmark: Benchmark, protocol:
     if compared:
         write_table(out / "differences.csv", compared)
         console.print(metrics_table(compared, title="paired differences, points [95 % interval over queries]"))
-    ledger = out / "bad_files_evaluation.csv"  # beside a training run's own bad_files.csv
-    ledger.unlink(missing_ok=True)
-    if bad:
-        write_ledger(ledger, bad)
-        print(f"{len({b.path for b in bad})} unreadable pictures are scored as missing; {ledger} lists them")
+    if ledger.bad:
+        print(f"{len(ledger.bad)} unreadable pictures are scored as missing; {ledger.path} lists them")
     print(f"table: {out / 'metrics.csv'}\npage:  {out / 'report.html'}", flush=True)
     return rows
 

@@ -1,4 +1,4 @@
-"""What a person sees while a network trains, and the ledger of pictures that failed."""
+"""What a person sees while a network trains, and the ledgers of pictures that failed."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from rich.progress import BarColumn, Progress, TextColumn
 
-from rdcd.data.images import write_ledger
+from rdcd.data.ledger import Ledger
 from rdcd.errors import BadImage
 
 
@@ -87,20 +87,47 @@ class Console(pl.Callback):
             self.bar.stop()
 
 
-class Ledger(pl.Callback):
-    """Says which training pictures were unreadable, once each, and lists them in a CSV.
+class BadFiles(pl.Callback):
+    """Says which pictures are unreadable, lists them in CSVs, and ends the run where they are too many.
+
+    Training pictures go to `bad_files.csv`, those of validation to `bad_files_evaluation.csv`, beside each other.
 
     Args:
-        path: of the CSV `path,reason`; written when the first bad picture turns up.
+        folder: where these go; a resumed run goes on with what is there.
+        max_bad_share: largest share of bad pictures, in training and in validation.
+        epoch: pictures of an epoch, at the end of which training is judged even if there are few.
+        rank: of this process, which counts its own share of the pictures; but for the first, it ends the files' names.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.bad = path, {}
+    SAID = 10  # bad pictures; further ones are only listed
+
+    def __init__(self, folder: Path, *, max_bad_share: float, epoch: int, rank: int = 0) -> None:
+        self.epoch = epoch
+        self.training, self.validation = (
+            Ledger(folder / f"{name}{f'-{rank}' if rank else ''}.csv", max_bad_share=max_bad_share,
+                   key="data.max_bad_share", keep=True) for name in ("bad_files", "bad_files_evaluation"))
 
     def on_train_batch_end(self, trainer, module, outputs, batch: dict, batch_index: int) -> None:
-        new: list[BadImage] = [error for error in batch["bad"] if error.path not in self.bad]
-        for error in new:
-            self.bad[error.path] = error
-            print(f"{error}; the next picture takes its place, {self.path} lists it", flush=True)
-        if new:
-            write_ledger(self.path, list(self.bad.values()))
+        bad = [error for errors in batch["bad"] for error in errors]
+        new = self.training.add(bad, seen=len(batch["index"]), failed=len(batch["bad"]))
+        self._say(self.training, new, "the next picture takes its place")
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        if self.training.seen >= self.epoch:  # not after the rest of one that was interrupted
+            self.training.settle()
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch: tuple[list, list], *arguments) -> None:
+        found, unreadable = batch
+        seen = sum(len(indices) for indices, _ in found) + len(unreadable)
+        new = self.validation.add([error for _, error in unreadable], seen=seen)
+        self._say(self.validation, new, "it counts as missing")
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        self.validation.settle()
+
+    def _say(self, ledger: Ledger, new: list[BadImage], what: str) -> None:
+        before = len(ledger.bad) - len(new)
+        for error in new[:max(self.SAID - before, 0)]:
+            print(f"{error}; {what}, {ledger.path} lists it", flush=True)
+        if before < self.SAID < len(ledger.bad):
+            print(f"further pictures that cannot be read are only listed, in {ledger.path}", flush=True)

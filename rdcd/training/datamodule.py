@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rdcd.data.disc import Benchmark, is_benchmark, open_training
 from rdcd.data.layouts import open_layout
+from rdcd.data.ledger import MAX_BAD_SHARE
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, start_worker
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
@@ -33,6 +34,7 @@ class DataSettings:
         batch_size: pictures a step, over all devices.
         workers: loader processes; None: the cores that computing leaves free, at most eight.
         pictures: use only the first so many training pictures; None: all.
+        max_bad_share: largest share of pictures that may be unreadable, of each process's; more end the run.
 
     Raises:
         UserError: a number that is none, or out of range.
@@ -45,6 +47,7 @@ class DataSettings:
     batch_size: int = 256
     workers: int | None = None
     pictures: int | None = None
+    max_bad_share: float = MAX_BAD_SHARE
 
     def __post_init__(self) -> None:
         check_path("data.root", self.root, null="the drawn benchmark")
@@ -53,6 +56,7 @@ class DataSettings:
         check_number("data.batch_size", self.batch_size, 1)
         check_number("data.workers", self.workers, 0, null="the free cores")
         check_number("data.pictures", self.pictures, 1, null="all")
+        check_number("data.max_bad_share", self.max_bad_share, 0, 1, whole=False)
 
     def open(self, protocol: Protocol) -> tuple[Path, Manifest, Benchmark | None]:
         """Return (root, training pictures, benchmark); a plain folder of pictures has no benchmark."""

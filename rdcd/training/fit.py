@@ -30,7 +30,7 @@ from rdcd.models.weights import read_checkpoint, save_student
 from rdcd.training import collectives
 from rdcd.training.checkpoints import AtomicCheckpointIO, check_resumable, latest_sound
 from rdcd.training.clock import Clock
-from rdcd.training.console import Console, Ledger
+from rdcd.training.console import BadFiles, Console
 from rdcd.training.datamodule import DataModule, DataSettings
 from rdcd.training.interruption import LastCheckpoint, Stopped
 from rdcd.training.module import CopyDetection, Optimization
@@ -137,8 +137,9 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
         print(f"{label}: {described(run.replay, module=module)}")
         return folder / "student.safetensors"
     checkpoints = folder / "checkpoints"
-    ledger = f"bad_files-{collectives.rank()}.csv" if collectives.rank() else "bad_files.csv"
-    callbacks = [Console(label, global_batch=data.batch_size), Ledger(folder / ledger)]
+    callbacks = [Console(label, global_batch=data.batch_size),
+                 BadFiles(folder, max_bad_share=data.max_bad_share, epoch=len(modules.sampler()),
+                          rank=collectives.rank())]
     if modules.benchmark is not None:
         monitor = "val/uAP_SN" if any(run.protocol.score_norms) else "val/uAP"
         callbacks.append(ModelCheckpoint(checkpoints, filename="best", monitor=monitor, mode="max",

@@ -152,7 +152,7 @@ def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data
     write_json(folder / "run.json", {"models": models, "data_root": str(root.resolve()), "seed": seed, "name": name})
     if benchmark is not None:
         rows = evaluate_run(folder, out=folder, benchmark=benchmark, protocol=protocol, workers=data.worker_count,
-                            device=device, allow_torchscript=allow_torchscript)
+                            device=device, allow_torchscript=allow_torchscript, max_bad_share=data.max_bad_share)
         if student is not None:
             extend_card(folder / models["student"], thresholds=[
                 {"codec": row["codec"], "score_norm": row["score_norm"], "precision": 0.9,

@@ -5,11 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_runs import go, rows, settings
 
-from rdcd.errors import BadImage
+from rdcd.errors import BadImage, UserError
 from rdcd.training.clock import Clock
-from rdcd.training.console import Console, Ledger
+from rdcd.training.console import BadFiles, Console
 from rdcd.training.launch import TeacherFile
 
 
@@ -55,17 +56,64 @@ def test_speed_and_time_left_leave_validation_out(monkeypatch, capsys):
     assert lines[1].endswith("step 5/10, loss 1.500, 4 images/s, 50% waiting for data, 0:10 left")
 
 
+def bad(*names):
+    return [BadImage(name, "cut short") for name in names]
+
+
+def train(callback, seen, *lists):
+    callback.on_train_batch_end(None, None, None, {"index": torch.arange(seen), "bad": list(lists)}, 0)
+
+
 def test_bad_pictures_are_said_and_listed_once(tmp_path, capsys):
-    ledger = Ledger(tmp_path / "bad_files.csv")
-    first, second = BadImage("b.jpg", "cut short"), BadImage("a.jpg", "empty")
-    for bad in ([], [first], [second, first]):
-        ledger.on_train_batch_end(None, None, None, {"bad": bad}, 0)
+    callback = BadFiles(tmp_path, max_bad_share=0.1, epoch=24)
+    for lists in ([], [bad("b")], [bad("a", "b"), bad("b")]):
+        train(callback, 8, *lists)
+    with pytest.raises(UserError, match=r"3 of 24 pictures .* data.max_bad_share=0.1 allows; the first: b \(cut short"):
+        callback.on_train_epoch_end(None, None)
     with open(tmp_path / "bad_files.csv", newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [["path", "reason"], ["a.jpg", "empty"], ["b.jpg", "cut short"]]
+        assert list(csv.reader(file)) == [["path", "reason"], ["a", "cut short"], ["b", "cut short"]]
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2 and all("the next picture takes its place" in line for line in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_files.csv"]
 
 
 def test_no_bad_picture_no_ledger(tmp_path):
-    Ledger(tmp_path / "bad_files.csv").on_train_batch_end(None, None, None, {"bad": []}, 0)
+    callback = BadFiles(tmp_path, max_bad_share=0.1, epoch=8)
+    train(callback, 8)
+    callback.on_train_epoch_end(None, None)
+    callback.on_validation_epoch_end(None, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_thousand_bad_pictures_are_not_a_thousand_lines(tmp_path, capsys):
+    callback = BadFiles(tmp_path, max_bad_share=1, epoch=2000)
+    for i in range(100):
+        train(callback, 20, bad(*(f"{j:04d}" for j in range(10 * i, 10 * i + 12))))
+    callback.on_train_epoch_end(None, None)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 11 and said[-1].startswith("further pictures that cannot be read are only listed")
+    assert len(rows(tmp_path, "bad_files.csv")) == 1002
+
+
+def test_the_rest_of_an_interrupted_epoch_is_not_judged_by_itself(tmp_path):
+    train(BadFiles(tmp_path, max_bad_share=0.1, epoch=24), 20, bad("a"))
+    resumed = BadFiles(tmp_path, max_bad_share=0.1, epoch=24, rank=0)
+    train(resumed, 4, bad("b"))
+    resumed.on_train_epoch_end(None, None)
+    train(resumed, 24)
+    resumed.on_train_epoch_end(None, None)
+    assert [row["path"] for row in rows(tmp_path, "bad_files.csv")] == ["a", "b"]
+
+
+def test_validation_has_a_ledger_of_its_own(tmp_path, capsys):
+    callback = BadFiles(tmp_path, max_bad_share=0.1, epoch=24, rank=2)
+    for number in range(2):
+        unreadable = list(enumerate(bad("q")))
+        callback.on_validation_batch_end(None, None, None, ([([1, 2, 3], None), ([4], None)], unreadable), 0, 0)
+        callback.on_validation_batch_end(None, None, None, ([(list(range(5 - number)), None)], []), 0, 1)
+        if number == 0:
+            callback.on_validation_epoch_end(None, None)
+    with pytest.raises(UserError, match="1 of 9 pictures"):
+        callback.on_validation_epoch_end(None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_files_evaluation-2.csv"]
+    assert capsys.readouterr().out.count("it counts as missing") == 1

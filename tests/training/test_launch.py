@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tiny_runs import go, rows, same_weights, settings
 
 from rdcd.data.disc import open_benchmark
+from rdcd.errors import UserError
 from rdcd.evaluation.extract import extract_descriptors
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.score import score_descriptors
@@ -150,8 +151,18 @@ def test_picture_that_does_not_decode_is_listed_and_the_run_goes_on(damaged, pla
     assert rows(run, "bad_files.csv")[0]["reason"]
     assert [row["path"] for row in rows(run, "bad_files_evaluation.csv")] == [str(picture)]  # also a background
     said = capsys.readouterr().out
-    assert said.count(f"{picture}: ") == 1 and "the next picture takes its place" in said
+    assert said.count(f"{picture}: ") == 2  # its training and, as a background, its validation
+    assert said.count("the next picture takes its place") == said.count("it counts as missing") == 1
     assert len(rows(run)) == 6  # student, teacher and untrained student, two rows each
+
+
+def test_too_many_that_do_not_decode_end_the_run(damaged, plain_run, tmp_path):
+    root, picture = damaged("train", number=3)
+    with pytest.raises(UserError, match=rf"1 of 24 pictures \(4.2%\) could not be read, more than data.max_bad_share="
+                                        rf"0.04 allows; the first: {picture} .*; {tmp_path}/run/bad_files.csv lists"):
+        go(root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")), data={"max_bad_share": 0.04})
+    assert [row["path"] for row in rows(tmp_path / "run", "bad_files.csv")] == [str(picture)]
+    assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
 def test_teacher_of_an_earlier_run(benchmark_root, plain_run, tmp_path):
