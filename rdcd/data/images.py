@@ -53,6 +53,25 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
         raise BadImage(name, f"{type(error).__name__}: {error}") from error
 
 
+def upright_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Return (width, height) of a picture as `open_image` would at full size, from its header alone.
+
+    Raises:
+        BadImage: naming the file and what is wrong with it.
+    """
+    name = "<bytes>" if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+                lying = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                return picture.size[::-1] if lying else picture.size
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise BadImage(name, f"{type(error).__name__}: {error}") from error
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB":
         return picture
