@@ -119,7 +119,8 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def write_ledger(path: str | Path, bad: list[BadImage]) -> None:
     """Write the bad-file ledger: CSV `path,reason`, one row a file, sorted by path."""
-    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, open(  # a file name may be any bytes
+            partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "reason"))
         writer.writerows(sorted({(b.path, b.reason) for b in bad}))
