@@ -87,7 +87,7 @@ def _members(path: Path):
         with open(path, "rb") as file:
             if file.read(6).startswith(COMPRESSED):
                 raise UserError(f"{path} is compressed: pictures are read at their places within a tar file, so "
-                                f"unpack it to a plain one first (gunzip, unxz, zstd -d); pictures hardly shrink anyway")
+                                f"unpack it to a plain one first (gunzip, unxz, zstd -d)")
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()
@@ -123,7 +123,8 @@ def read_list(path: str | Path, *, ids: str = "stem") -> Manifest:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"images={path}: expected a folder, a .tar or a list of pictures, a path a line ({error})") from None
+        raise UserError(f"images={path}: expected a folder, a .tar, or a list of pictures, a path a line "
+                        f"({error})") from None
     paths = [path.parent / line for line in map(str.strip, lines) if line and not line.startswith("#")]
     if not paths:
         raise UserError(f"{path} names no picture: expected a path a line")
