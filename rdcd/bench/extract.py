@@ -77,8 +77,8 @@ def bench_extract(*, images: str | None = None, model: str | None = None, trunk:
                                     seed=seed)
         embed = make_embed(network, device=device, precision=precision,
                            compile=(batch_size, size) if compile else None)
-        paths: dict[str, PlainLoop | Production] = {PLAIN: PlainLoop(network.to(device), pictures, size=size, resize=resize,
-                                                    batch_size=batch_size, device=device)}
+        plain = PlainLoop(network.to(device), pictures, size=size, resize=resize, batch_size=batch_size, device=device)
+        paths: dict[str, PlainLoop | Production] = {PLAIN: plain}
         for decode in DECODES:
             paths[f"rdcd extract, decode={decode}"] = Production(
                 embed, Pictures(pictures, size=size, resize=resize, decode=decode), dim=network.dim, turn=turn,
