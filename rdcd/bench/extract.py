@@ -14,9 +14,10 @@ from rich.table import Table
 
 from rdcd.data.images import find_images, open_image
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import own_cores, process_map, return_freed_memory
+from rdcd.data.parallel import own_cores, return_freed_memory
+from rdcd.data.progress import track
 from rdcd.data.synthetic import MAX_SIZE, MIN_SIZE, draw_picture
-from rdcd.data.views import DECODES, Pictures
+from rdcd.data.views import DECODES, RESIZES, Pictures
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.batches import decoded
 from rdcd.evaluation.extract import check_device, cut, embedded, take_cores, timed, worker_count
@@ -24,7 +25,7 @@ from rdcd.evaluation.networks import load_network
 from rdcd.evaluation.shards import Shards
 from rdcd.evaluation.tables import wide_console
 from rdcd.files import check_output, write_json
-from rdcd.models.inference import make_embed
+from rdcd.models.inference import PRECISIONS, make_embed
 from rdcd.models.student import Student, check_size
 from rdcd.provenance import provenance
 from rdcd.retrieval.descriptors import read_descriptors
@@ -60,6 +61,9 @@ def bench_extract(*, images: str | None = None, model: str | None = None, trunk:
         check_number(key, value, 1)
     check_number("side", side, MIN_SIZE, None if images else MAX_SIZE)
     check_number("seed", seed, 0)
+    for name, value, known in (("resize", resize, RESIZES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise UserError(f"{name}={value!r}: expected one of {', '.join(known)}")
     check_path("images", images, null="drawn pictures")
     check_path("out", out, null="no file")
     if out:
@@ -169,24 +173,19 @@ def make_photographs(folder: Path, count: int, *, images: str | None, side: int,
     if images is not None:
         sources = find_images(images)
         np.random.default_rng(seed).shuffle(sources)
-    jobs = [(folder / f"{number:05d}.jpg", sources, number, side, seed) for number in range(count)]
-    with process_map() as run:
-        for _ in run(_write_photograph, jobs, "photographs"):
-            pass
+    with track(count, "photographs") as advance:
+        for number in range(count):
+            if sources is None:
+                picture = draw_picture(seed * 1_000_000 + number, size=side)
+            else:
+                picture = open_image(sources[number % len(sources)])
+                if max(picture.size) >= side:
+                    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+                else:
+                    picture = _side_by_side(sources, number, side)
+            picture.save(folder / f"{number:05d}.jpg", quality=90)
+            advance(1)
     return Manifest.of_folder(folder)
-
-
-def _write_photograph(job: tuple[Path, list[Path] | None, int, int, int]) -> None:
-    out, sources, number, side, seed = job
-    if sources is None:
-        picture = draw_picture(seed * 1_000_000 + number, size=side)
-    else:
-        picture = open_image(sources[number % len(sources)])
-        if max(picture.size) >= side:
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        else:
-            picture = _side_by_side(sources, number, side)
-    picture.save(out, quality=90)
 
 
 def _side_by_side(sources: list[Path], number: int, side: int) -> Image.Image:
