@@ -174,7 +174,8 @@ def test_shards_of_another_extraction_are_refused(holed: Manifest, pictures: Man
     with pytest.raises(UserError, match="max_bad_share"):  # which leaves its shards
         extract(**settings)
     for change, said in (({"size": 20}, "size was 64 and is 20"),
-                         ({"model": "phash"}, "model was .* and is phash hash"), ({"images": str(pictures.root)}, "pictures was"),
+                         ({"model": "phash"}, "model was .* and is phash hash"),
+                         ({"images": str(pictures.root)}, "pictures was"),
                          ({"shard": 5}, "shard was 4096 and is 5")):
         with pytest.raises(UserError, match=f"r.h5.parts holds the beginning of another extraction .*{said}"):
             extract(**settings | change, max_bad_share=0.5)
