@@ -5,6 +5,8 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,13 +23,15 @@ MAX_SCANS = 100  # of a progressive JPEG, each of which goes over the whole pict
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
             8: Image.Transpose.ROTATE_90}
+_LYING = (5, 6, 7, 8)  # orientations of EXIF that exchange width and height
 _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 0x0112, 322, 323  # tags of EXIF and TIFF
 
 # Pillow's own size and EXIF warnings: our rules apply. Once, as `catch_warnings` is slow and not of one thread alone.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
+               at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB.
 
     The content decides what format it is, not the file's name. EXIF orientation is applied and an EXIF block that is
@@ -37,6 +41,33 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
     Args:
         source: a path, or the encoded bytes.
         max_pixels: pictures of more pixels are refused before they are decoded.
+        at_least: (width, height), upright: a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at
+            which it is no smaller on either side, which saves most of the time; None: at full size.
+
+    Raises:
+        BadImage: naming the file and what is wrong with it.
+    """
+    with opened(source, max_pixels=max_pixels) as picture:
+        if at_least is not None and picture.format in ("JPEG", "MPO"):
+            picture.draft(None, at_least[::-1] if _orientation(picture) in _LYING else at_least)
+        picture.load()
+        how = _UPRIGHT.get(_orientation(picture))
+        return _to_rgb(picture if how is None else picture.transpose(how))
+
+
+def upright_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Return (width, height) of a picture as `open_image` would at full size, from its header alone.
+
+    Raises:
+        BadImage: naming the file and what is wrong with it.
+    """
+    with opened(source) as picture:
+        return picture.size[::-1] if _orientation(picture) in _LYING else picture.size
+
+
+@contextmanager
+def opened(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open a picture that may be decoded, by its header; whatever fails, then or within the block, is a `BadImage`.
 
     Raises:
         BadImage: naming the file and what is wrong with it.
@@ -47,8 +78,7 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
             _check_file(file, name, max_pixels)
             with Image.open(file, formats=FORMATS) as picture:
                 _check_size(picture, name, max_pixels)
-                picture.load()
-                return _to_rgb(_upright(picture))
+                yield picture
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -109,12 +139,11 @@ def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
                                  f"allowed")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _orientation(picture: Image.Image) -> int | None:
     try:
-        how = _UPRIGHT.get(picture.getexif().get(_ORIENTATION))
+        return picture.getexif().get(_ORIENTATION)
     except Exception:  # of a broken EXIF block, Pillow's reader raises anything; the picture is sound
-        how = None
-    return picture if how is None else picture.transpose(how)
+        return None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

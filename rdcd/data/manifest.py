@@ -1,5 +1,6 @@
 """A table of pictures: names and paths in byte arrays, so loader workers share no Python objects."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ class Strings:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def digest(self) -> bytes:
+        """Return a hash of them all, in order."""
+        return hashlib.sha256(hashlib.sha256(self._ends).digest() + hashlib.sha256(self._bytes).digest()).digest()
 
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
@@ -93,6 +98,14 @@ class Manifest:
     def path(self, index: int) -> Path:
         """Return the path of picture `index`."""
         return self.root / self._paths[index]
+
+    def source(self, index: int) -> Path | bytes:
+        """Return what `open_image` reads picture `index` from."""
+        return self.path(index)
+
+    def digest(self) -> str:
+        """Return a hash of names and paths, in order."""
+        return hashlib.sha256(self._names.digest() + self._paths.digest()).hexdigest()
 
     @property
     def names(self) -> list[str]:

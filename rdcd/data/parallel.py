@@ -6,6 +6,7 @@ import multiprocessing.util  # its own exit function is registered before ours, 
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -82,6 +83,16 @@ def end_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
+
+
+def end_with_torchrun() -> None:
+    """Have this process killed when the torchrun that started it is: nobody else would end it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    parent_death_signal = 1  # of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.environ.get("RDCD_LAUNCHER", str(os.getppid())) != str(os.getppid()):  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _mallopt(**values: int) -> None:

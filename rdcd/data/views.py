@@ -8,11 +8,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from rdcd.data.images import open_image
+from rdcd.data.images import open_image, upright_size
 from rdcd.data.manifest import Manifest
-from rdcd.errors import BadImage, UserError
+from rdcd.errors import BadImage, UserError, check_number
 
 RESIZES = {"square": "square, aspect not kept", "short": "short side, aspect kept", "long": "long side, aspect kept"}
+DECODES = ("exact", "reduced")
 MAX_ASPECT = 16  # where the aspect is kept: a thin line of a picture would become one of a million pixels, or of one
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -114,32 +115,42 @@ class Pictures(Dataset):
         pictures: which.
         size: side in pixels.
         resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept).
+        decode: `exact`, whole; `reduced`, a JPEG at the smallest scale that is still no smaller than `size` on either
+            side, before it is resized to the same shape as ever.
+        bucket: where the aspect is kept, round the other side to a multiple of this, so that more pictures have one
+            shape; None: to a pixel.
 
     Raises:
-        UserError: another `resize`.
+        UserError: another `resize` or `decode`, or a bucket that is no whole number above 0.
     """
 
-    def __init__(self, pictures: Manifest, *, size: int, resize: str = "square") -> None:
-        if resize not in RESIZES:
-            raise UserError(f"resize={resize!r}: expected one of {', '.join(RESIZES)}")
-        self.pictures, self.size, self.resize = pictures, size, resize
+    def __init__(self, pictures: Manifest, *, size: int, resize: str = "square", decode: str = "exact",
+                 bucket: int | None = None) -> None:
+        for name, value, known in (("resize", resize, RESIZES), ("decode", decode, DECODES)):
+            if value not in known:
+                raise UserError(f"{name}={value!r}: expected one of {', '.join(known)}")
+        check_number("bucket", bucket, 1, null="shapes to a pixel")
+        self.pictures, self.size, self.resize, self.decode, self.bucket = pictures, size, resize, decode, bucket
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | BadImage]:
-        path = self.pictures.path(index)
         try:
-            picture = open_image(path)
-            if self.resize != "square" and max(picture.size) > MAX_ASPECT * min(picture.size):
-                raise BadImage(path, f"{picture.width}x{picture.height} pixels, at most {MAX_ASPECT} times as long "
-                                     f"as short when the aspect is kept")
+            source = self.pictures.source(index)
+            reduced = self.decode == "reduced"
+            picture = open_image(source, at_least=(self.size, self.size) if reduced else None)
+            whole = upright_size(source) if reduced and self.resize != "square" else picture.size
+            if self.resize != "square" and max(whole) > MAX_ASPECT * min(whole):
+                raise BadImage(source, f"{whole[0]}x{whole[1]} pixels, at most {MAX_ASPECT} times as long as short "
+                                       f"when the aspect is kept")
         except BadImage as error:
-            return index, error
-        return index, to_tensor(picture.resize(self._target(picture.size), Image.Resampling.BILINEAR))
+            return index, BadImage(self.pictures.path(index), error.reason)
+        return index, to_tensor(picture.resize(self._target(whole), Image.Resampling.BILINEAR))
 
     def _target(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.resize == "square":
             return self.size, self.size
-        scale = self.size / (min(size) if self.resize == "short" else max(size))
-        return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+        kept, step = min(size) if self.resize == "short" else max(size), self.bucket or 1
+        scale = self.size / kept
+        return tuple(self.size if side == kept else max(round(side * scale / step), 1) * step for side in size)

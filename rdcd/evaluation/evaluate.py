@@ -11,12 +11,11 @@ import torch
 from rdcd.data.disc import Benchmark, read_edit_families
 from rdcd.data.layouts import open_layout
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
-from rdcd.data.parallel import share_cores
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap
 from rdcd.evaluation.cases import ModelResult, comparable
 from rdcd.evaluation.differences import differences
-from rdcd.evaluation.extract import check_device, default_device, extract_descriptors
+from rdcd.evaluation.extract import check_device, default_device, extract_descriptors, take_cores
 from rdcd.evaluation.networks import is_named, load_network, preprocessing
 from rdcd.evaluation.protocols import Protocol
 from rdcd.evaluation.report import plot_curves, plot_precision_recall, write_report
@@ -66,7 +65,7 @@ def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = Dat
         UserError: nothing to evaluate, no benchmark, or too many unreadable pictures.
     """
     device = check_device(device)
-    share_cores(device)
+    take_cores(device, workers)
     wanted = list(checkpoint) if isinstance(checkpoint, list | tuple) else [checkpoint]
     if not wanted:
         raise UserError(f"checkpoint={checkpoint}: expected latest, a run folder, a weights file, a name, or a list of "

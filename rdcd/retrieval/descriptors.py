@@ -1,6 +1,6 @@
 """Descriptors of a set of pictures, and the HDF5 file they are kept in (ISC2021 format)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,8 +152,33 @@ def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
 
 def write_descriptors(path: str | Path, descriptors: Descriptors) -> None:
     """Write `descriptors` to an HDF5 file, whole or not at all."""
+    write_blocks(path, [(descriptors.names, descriptors.vectors)], names=descriptors.names, dim=descriptors.dim,
+                 missing=descriptors.missing)
+
+
+def write_blocks(path: str | Path, blocks: Iterable[tuple[Sequence[str], np.ndarray]], *, names: Sequence[str],
+                 dim: int, missing: Sequence[str] = ()) -> None:
+    """Write descriptors that come in blocks, so that no more than one is held, to an HDF5 file, whole or not at all.
+
+    Args:
+        blocks: (names, vectors [n, dim]), in the order of `names`.
+        names: all ids, each once.
+        missing: ids of unreadable pictures.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
     with atomic_path(path) as partial, h5py.File(partial, "w") as file:
-        file["vectors"] = descriptors.vectors
-        file["image_names"] = np.char.encode(descriptors.names, "utf-8")
-        if descriptors.missing.size:
-            file["missing"] = np.char.encode(descriptors.missing, "utf-8")
+        rows = file.create_dataset("vectors", (len(names), dim), dtype=np.float32)
+        done = 0
+        for some_names, vectors in blocks:
+            if len(broken := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+                raise UserError(f"NaN or infinity in the vectors of {some(np.asarray(some_names)[broken])}; expected "
+                                f"finite numbers: check the model that made them, then extract again")
+            rows[done:done + len(vectors)] = vectors
+            done += len(vectors)
+        if done != len(names):
+            raise ValueError(f"{done} vectors for {len(names)} names")
+        file["image_names"] = np.array([name.encode() for name in names])
+        if len(missing):
+            file["missing"] = np.array([name.encode() for name in missing])

@@ -1,10 +1,8 @@
 """Several processes as one: starting them, and gathering over ranks; with no process group, the identity."""
 
-import ctypes
 import os
 import re
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from rdcd import provenance
+from rdcd.data.parallel import end_with_torchrun
 from rdcd.errors import UserError
 
 Result = TypeVar("Result")
@@ -56,7 +55,7 @@ def start(*, devices: int, nodes: int, device: str) -> None:
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         raise UserError(f"WORLD_SIZE={started} says that this is one of {started} processes, and {', '.join(missing)} "
                         f"{'is' if len(missing) == 1 else 'are'} not set: start them by torchrun or srun")
-    _end_with_torchrun()
+    end_with_torchrun()
     if device == "cuda":
         local, seen = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= seen:
@@ -131,16 +130,6 @@ def _words(devices: int, nodes: int) -> str:
     added = [f"{key}={number}" for key, number in wanted.items()
              if number > 1 and not any(word.startswith(f"{key}=") for word in words)]
     return " ".join([*added, shlex.join(words) if known else "…"])
-
-
-def _end_with_torchrun() -> None:
-    """Have this process killed when the torchrun that started it is: nobody else would end it."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
-        return
-    parent_death_signal = 1  # of <sys/prctl.h>
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.environ.get("RDCD_LAUNCHER", str(os.getppid())) != str(os.getppid()):  # it has ended already
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _meet(backend: str) -> None:

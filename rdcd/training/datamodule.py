@@ -16,7 +16,8 @@ from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, start_worker
 from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError, check_number, check_path
-from rdcd.evaluation.extract import default_device, picture_loader
+from rdcd.evaluation.batches import picture_loader
+from rdcd.evaluation.extract import default_device
 from rdcd.evaluation.protocols import Protocol
 from rdcd.training import collectives
 

@@ -159,6 +159,48 @@ def test_what_does_not_decode_is_a_bad_image(plain: Image.Image, tmp_path: Path,
         open_image(path.read_bytes())
 
 
+def smooth(width: int, height: int) -> Image.Image:
+    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    return Image.fromarray(np.stack([np.add.outer(y, x) / 2, np.add.outer(y, 0 * x), np.add.outer(0 * y, x)],
+                                    axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("at_least", "scale"), [
+    (None, 1), ((300, 200), 1), ((150, 100), 2), ((151, 100), 1), ((150, 101), 1), ((75, 40), 4), ((37, 25), 8),
+    ((1, 1), 8), ((900, 900), 1)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_are_decoded_at_the_smallest_scale_asked_for(at_least, scale, progressive) -> None:
+    buffer = io.BytesIO()
+    smooth(300, 200).save(buffer, "JPEG", quality=95, progressive=progressive)
+    found, whole = open_image(buffer.getvalue(), at_least=at_least), open_image(buffer.getvalue())
+    assert found.size == (-(-300 // scale), -(-200 // scale)) and found.mode == "RGB"
+    reduced = np.asarray(whole.reduce(scale), dtype=int)
+    assert np.abs(np.asarray(found, dtype=int) - reduced).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_least_size_is_that_of_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    smooth(300, 200).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    size = (100, 150) if orientation > 4 else (150, 100)
+    found = open_image(tmp_path / "a.jpg", at_least=size)
+    assert found.size == size
+    whole = np.asarray(open_image(tmp_path / "a.jpg").reduce(2), dtype=int)
+    assert np.abs(np.asarray(found, dtype=int) - whole).mean() < 1.5
+
+
+def test_reduced_decode_keeps_the_rules(plain: Image.Image, tmp_path: Path) -> None:
+    plain.save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", at_least=(4, 4)).size == plain.size  # no scale to choose
+    Image.new("CMYK", (64, 64), (10, 200, 90, 20)).save(tmp_path / "b.jpg", quality=95)
+    colour = np.asarray(open_image(tmp_path / "b.jpg"))[32, 32].astype(int)
+    reduced = open_image(tmp_path / "b.jpg", at_least=(16, 16))
+    assert reduced.size == (16, 16) and np.abs(np.asarray(reduced)[8, 8] - colour).max() <= 2
+    with pytest.raises(BadImage, match="truncated"):
+        open_image(truncated_jpeg(plain), at_least=(1, 1))
+
+
 def test_absent_files_and_folders_are_bad_images(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="No such file"):
         open_image(tmp_path / "a.jpg")

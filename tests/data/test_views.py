@@ -172,3 +172,37 @@ def test_a_bad_picture_comes_out_as_its_error(holed: Manifest) -> None:
 def test_unknown_resize_is_said(pictures: Manifest) -> None:
     with pytest.raises(UserError, match="resize='crop': expected one of square, short, long"):
         Pictures(pictures, size=8, resize="crop")
+
+
+def test_reduced_decoding_keeps_shapes_and_nearly_pixels(picture, tmp_path: Path) -> None:
+    for seed, (size, orientation) in enumerate([((203, 150), 1), ((150, 203), 6), ((97, 400), 1), ((30, 20), 3)]):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        smooth = picture(seed, 24, 24).resize(size, Image.Resampling.BICUBIC)
+        smooth.save(tmp_path / f"{seed}.jpg", quality=95, exif=exif)
+    pictures = Manifest.of_folder(tmp_path)
+    for resize in ("square", "short", "long"):
+        for index in range(4):
+            exact, reduced = (Pictures(pictures, size=40, resize=resize, decode=decode)[index][1].float()
+                              for decode in ("exact", "reduced"))
+            assert exact.shape == reduced.shape
+            assert (exact - reduced).abs().mean() < 4
+
+
+def test_shapes_are_rounded_to_buckets() -> None:
+    for resize, kept in (("short", min), ("long", max)):
+        rule = Pictures(Manifest("x", []), size=288, resize=resize, bucket=32)
+        assert Pictures(Manifest("x", []), size=288, resize="square", bucket=32)._target((640, 480)) == (288, 288)
+        for shape in ((640, 480), (480, 640), (1000, 333), (500, 500), (4000, 251)):
+            found = rule._target(shape)
+            scale = 288 / kept(shape)
+            assert kept(found) == 288 or resize == "long"
+            for side, before in zip(found, shape, strict=True):
+                assert side == 288 or side % 32 == 0 and (abs(side - before * scale) <= 16 or side == 32)
+    with pytest.raises(UserError, match="bucket=0"):
+        Pictures(Manifest("x", []), size=288, bucket=0)
+
+
+def test_unknown_decode_is_said(pictures: Manifest) -> None:
+    with pytest.raises(UserError, match="decode='half': expected one of exact, reduced"):
+        Pictures(pictures, size=8, decode="half")

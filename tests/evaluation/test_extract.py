@@ -1,5 +1,10 @@
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+import rdcd
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.extract import assemble, check_device, extract, extract_descriptors, load_network
+from rdcd.evaluation.shards import Shards
 from rdcd.models.student import Student
 from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import save_student
 from rdcd.retrieval.descriptors import read_descriptors
 
+ROOT = Path(rdcd.__file__).resolve().parent.parent
 NAMES = [f"R{i}" for i in range(11)]
 
 
@@ -40,6 +48,7 @@ def holed(fill, tmp_path: Path) -> Manifest:
 def one_by_one(network: torch.nn.Module, pictures: Manifest, size: int, resize: str) -> dict[str, np.ndarray]:
     """Plain Pillow and torch, a picture at a time."""
     found = {}
+    network.eval()
     for name, path in pictures.paths_by_name().items():
         try:
             picture = Image.open(path).convert("RGB")
@@ -60,9 +69,10 @@ def one_by_one(network: torch.nn.Module, pictures: Manifest, size: int, resize: 
 def test_equals_the_plain_loop(student: Student, holed: Manifest, resize: str, batch_size: int,
                                workers: int) -> None:
     expected = one_by_one(student, holed, 40, resize)
-    student.train()  # extraction is in eval mode whatever the network was in
+    student.train()  # extraction is in eval mode whatever the network was in, and leaves it there
     found, bad = extract_descriptors(student, holed, size=40, resize=resize, batch_size=batch_size,
                                      workers=workers)
+    assert student.training
     assert found.names.tolist() == list(expected) == [n for n in holed.names if n not in ("R0", "R4", "R10")]
     np.testing.assert_allclose(found.vectors, np.stack(list(expected.values())), atol=2e-6)
     assert found.vectors.dtype == np.float32 and np.ptp(found.vectors, axis=0).max() > 0.1
@@ -97,7 +107,7 @@ def test_command_writes_a_file_and_the_ledger(student: Student, holed: Manifest,
                                               capsys) -> None:
     weights = save_student(tmp_path / "student.safetensors", student, size=48)
     out = extract(images=str(holed.root), model=str(weights), out=str(tmp_path / "out" / "r.h5"), workers=0,
-                  device="cpu")
+                  device="cpu", max_bad_share=0.5)
     expected = one_by_one(student, holed, 48, "square")  # 48: the card's
     found = read_descriptors(out)
     assert out == tmp_path / "out" / "r.h5" and found.names.tolist() == list(expected)
@@ -122,11 +132,114 @@ def test_command_says_what_is_wrong(pictures: Manifest, tmp_path: Path) -> None:
     for model, said in [("none.safetensors", "no weights file"), ("none.ckpt", "no checkpoint")]:
         with pytest.raises(UserError, match=said):
             extract(images=str(pictures.root), model=str(tmp_path / model), out=str(tmp_path / "r.h5"))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no folder .*, nor a file of that name"):
         extract(images=str(tmp_path / "none"), model="thumbnail", out=str(tmp_path / "r.h5"))
     with pytest.raises(UserError, match="resize='stretch'"):
         extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), resize="stretch")
-    assert not (tmp_path / "r.h5").exists()
+    with pytest.raises(UserError, match="decode='half'"):
+        extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), decode="half")
+    with pytest.raises(UserError, match="precision=fp8: expected one of fp32, bf16"):
+        extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), precision="fp8")
+    with pytest.raises(UserError, match="compile=true, resize=short: every shape"):
+        extract(images=str(pictures.root), model="thumbnail", out=str(tmp_path / "r.h5"), compile=True, resize="short")
+    assert not list(tmp_path.glob("r*"))
+
+
+def test_too_many_bad_pictures_end_the_work_and_more_may_be_allowed(holed: Manifest, tmp_path: Path, capsys) -> None:
+    settings = {"images": str(holed.root), "model": "thumbnail", "out": str(tmp_path / "r.h5"), "shard": 4,
+                "device": "cpu"}
+    with pytest.raises(UserError, match="3 of 11 pictures .*27.3%.* could not be read, more than max_bad_share=0.1"):
+        extract(**settings)
+    with open(tmp_path / "r-bad_files.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3
+    found = read_descriptors(extract(**settings, max_bad_share=0.3))
+    assert len(found) == 8 and len(found.missing) == 3
+    assert "3 of 3 shards were done" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["holed", "r-bad_files.csv", "r.h5"]
+
+
+@pytest.mark.parametrize("settings", [{"shard": 3}, {"shard": 4, "batch_size": 3, "workers": 2}, {"shard": 1}])
+def test_shards_do_not_show(student: Student, holed: Manifest, tmp_path: Path, settings: dict) -> None:
+    weights = str(save_student(tmp_path / "student.safetensors", student, size=40))
+    for name, more in (("whole", {}), ("cut", settings)):
+        extract(images=str(holed.root), model=weights, out=str(tmp_path / f"{name}.h5"), resize="short", device="cpu",
+                max_bad_share=0.5, **more)
+    whole, found = (read_descriptors(tmp_path / f"{name}.h5") for name in ("whole", "cut"))
+    assert found.names.tolist() == whole.names.tolist() and found.missing.tolist() == whole.missing.tolist()
+    np.testing.assert_allclose(found.vectors, whole.vectors, atol=2e-6)
+
+
+def test_shards_of_another_extraction_are_refused(holed: Manifest, pictures: Manifest, tmp_path: Path) -> None:
+    settings = {"images": str(holed.root), "model": "thumbnail", "out": str(tmp_path / "r.h5"), "device": "cpu"}
+    with pytest.raises(UserError, match="max_bad_share"):  # which leaves its shards
+        extract(**settings)
+    for change, said in (({"size": 20}, "size was 64 and is 20"),
+                         ({"model": "phash"}, "model was .* and is phash hash"),
+                         ({"images": str(pictures.root)}, "images was .*/holed and is .*/pictures"),
+                         ({"shard": 5}, "shard was 4096 and is 5")):
+        with pytest.raises(UserError, match=f"r.h5.parts holds the beginning of another extraction .*{said}"):
+            extract(**settings | change, max_bad_share=0.5)
+    shutil.rmtree(tmp_path / "r.h5.parts")
+    assert len(read_descriptors(extract(**settings | {"images": str(pictures.root)}))) == 11
+
+
+def words(root: Path, folder: Path, weights: Path) -> list[str]:
+    return ["-m", "rdcd", "extract", f"images={root}", f"model={weights}", f"out={folder}/r.h5", "size=40", "shard=3",
+            "batch_size=2", "resize=short", "device=cpu", "max_bad_share=0.5"]
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bits(student: Student, fill, tmp_path: Path) -> None:
+    """SIGKILL as soon as one more shard is whole, so that every run but the last dies within a shard or the merge."""
+    names = [f"R{i:02d}" for i in range(18)]
+    root = fill(tmp_path / "holed", names, bad=("R03", "R11"))
+    weights = save_student(tmp_path / "student.safetensors", student, size=40)
+    command = [sys.executable, *words(root, tmp_path / "killed", weights)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    parts = tmp_path / "killed" / "r.h5.parts"
+    for wanted in (1, 4):
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while run.poll() is None and len(list(parts.glob("0*.json"))) < wanted:
+            time.sleep(0.002)
+        run.kill()
+        run.communicate()
+        assert not (tmp_path / "killed" / "r.h5").exists() or wanted == 4
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy") if path.with_suffix(".json").exists()}
+    assert before, "killed too late to show anything"
+    monitor = {}
+    write = Shards.write
+
+    def watched(self, number, groups, bad):
+        monitor[number] = True
+        write(self, number, groups, bad)
+
+    arguments = {"model": str(weights), "size": 40, "shard": 3, "batch_size": 2, "resize": "short", "device": "cpu",
+                 "max_bad_share": 0.5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "write", watched)
+        extract(images=str(root), out=str(tmp_path / "killed" / "r.h5"), **arguments)
+        assert not {f"{number:06d}.npy" for number in monitor} & set(before)  # finished shards were not done again
+        monitor.clear()
+        extract(images=str(root), out=str(tmp_path / "whole" / "r.h5"), **arguments)
+        assert len(monitor) == 6
+    killed, whole = ((tmp_path / name / "r.h5").read_bytes() for name in ("killed", "whole"))
+    assert killed == whole
+    assert read_descriptors(tmp_path / "whole" / "r.h5").names.tolist() == [n for n in names if n not in ("R03", "R11")]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["r-bad_files.csv", "r.h5"]
+
+
+def test_two_processes_write_the_file_of_one(student: Student, holed: Manifest, tmp_path: Path) -> None:
+    weights = save_student(tmp_path / "student.safetensors", student, size=40)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *launcher, *words(holed.root, tmp_path / "two", weights)], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("8 descriptors of 6 numbers") == 1
+    extract(images=str(holed.root), model=str(weights), out=str(tmp_path / "one" / "r.h5"), size=40, shard=3,
+            batch_size=2, resize="short", device="cpu", max_bad_share=0.5)
+    for name in ("r.h5", "r-bad_files.csv"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["r-bad_files.csv", "r.h5"]
 
 
 def test_networks_come_with_a_card(student: Student, tmp_path: Path) -> None:
