@@ -196,7 +196,7 @@ def _group_actions(index: Index, group: Sequence[int], links: _Links, number: in
                          "reason": "most pixels of the group, then most bytes, then oldest"}
             continue
         other, score, sure, kind = links.of(row, order[0])
-        reason = kind if other == order[0] else f"{kind} to another of the group, not to the one to keep"
+        reason = kind if other == order[0] else f"{kind} to another of the group only"
         yield own | {"action": _action(kind, sure if other == order[0] else None), "of": index.path(other),
                      "score": round(score, 6), "confidence": sure, "reason": reason}
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def write_gallery(folder: Path, page: Page) -> list[Path]:
     names = ["gallery.html" if i == 0 else f"gallery-{i + 1}.html" for i in range(len(parts))]
     script = (_HERE / "gallery.js").read_text(encoding="utf-8")
     template = Template((_HERE / "gallery.html").read_text(encoding="utf-8"))
+    folders = {str(Path(tile.path).parent) for card in page.cards for tile in card.tiles}
+    root = os.path.commonpath(folders) if folders else ""
     number = 0
     with track(sum(min(len(card.tiles), _SHOWN) for card in page.cards), "gallery") as advance, \
             ThreadPoolExecutor(min(available_cores(), 8)) as pool:
@@ -80,13 +83,13 @@ def write_gallery(folder: Path, page: Page) -> list[Path]:
             for tile, thumbnail in zip(tiles, pool.map(lambda tile: thumbnail_uri(tile.path), tiles)):
                 thumbnails[tile.path] = thumbnail
                 advance(1)
-            shown = "\n".join(_card(card, number + i + 1, thumbnails) for i, card in enumerate(cards))
+            shown = "\n".join(_card(card, number + i + 1, root, thumbnails) for i, card in enumerate(cards))
             number += len(cards)
             scores = [tile.score for card in cards for tile in card.tiles if tile.score is not None]
             write_text(folder / name, template.substitute(
                 title=text(page.title), style=STYLE + (_HERE / "gallery.css").read_text(encoding="utf-8"),
                 script=script, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-                lead=text(page.lead), facts=_facts(page), pages=_links(names, name), noun=text(page.noun),
+                lead=text(page.lead), facts=_facts(page, root), pages=_links(names, name), noun=text(page.noun),
                 lowest=f"{min(scores, default=0.0):.4f}", highest=f"{max(scores, default=1.0):.4f}",
                 cards=shown or empty(f"No {text(page.noun)}: nothing scores {page.threshold:.4f} or more.")))
     return [folder / name for name in names]
@@ -103,11 +106,12 @@ def _parts(cards: Sequence[Card]) -> Iterator[Sequence[Card]]:
     yield cards[start:]
 
 
-def _facts(page: Page) -> str:
+def _facts(page: Page, root: str) -> str:
     norm = "not normalized" if page.score_norm is None else f"normalized, {text(page.score_norm)}"
-    left = f" The first {len(page.cards):,} of {page.total:,} {text(page.noun)} are shown, the tables have all." * (
-        len(page.cards) < page.total)
-    return f"Threshold <b>{page.threshold:.4f}</b>, {text(page.how)}. Scores are {norm}.{left}"
+    said = f"Threshold <b>{page.threshold:.4f}</b>, {text(page.how)}. Scores are {norm}."
+    if len(page.cards) < page.total:
+        said += f" The first {len(page.cards):,} of {page.total:,} {text(page.noun)} are shown, the tables have all."
+    return said + (f' Folders are below <span class="name">{text(root)}</span>.' if root else "")
 
 
 def _links(names: Sequence[str], current: str) -> str:
@@ -119,16 +123,18 @@ def _links(names: Sequence[str], current: str) -> str:
     return f'<span class="pages">page {here + 1} of {len(names)} · {" · ".join(near)}</span>'
 
 
-def _card(card: Card, number: int, thumbnails: dict[str, tuple[str | None, str]]) -> str:
-    tiles = "".join(_tile(tile, thumbnails[tile.path]) for tile in card.tiles[:_SHOWN])
+def _card(card: Card, number: int, root: str, thumbnails: dict[str, tuple[str | None, str]]) -> str:
+    tiles = "".join(_tile(tile, root, thumbnails[tile.path]) for tile in card.tiles[:_SHOWN])
     more = len(card.tiles) - _SHOWN
     rest = f'<p class="more">and {more:,} more, in the tables</p>' if more > 0 else ""
-    return f'<article class="pair" tabindex="-1" id="c{number}"><h2>{number}</h2><ul>{tiles}</ul>{rest}</article>'
+    kind = "pair two" if len(card.tiles) == 2 else "pair"
+    return f'<article class="{kind}" tabindex="-1" id="c{number}"><h2>{number}</h2><ul>{tiles}</ul>{rest}</article>'
 
 
-def _tile(tile: Tile, thumbnail: tuple[str | None, str]) -> str:
+def _tile(tile: Tile, root: str, thumbnail: tuple[str | None, str]) -> str:
     source, reason = thumbnail
     path = Path(tile.path)
+    folder = path.parent.relative_to(root) if root else path.parent
     shown = (f'<img src="{source}" alt="" loading="lazy" decoding="async">' if source else
              f'<span class="missing">{text(reason)}</span>')
     marks = f'<span class="role {text(tile.role.split()[0])}">{text(tile.role)}</span>'
@@ -139,4 +145,4 @@ def _tile(tile: Tile, thumbnail: tuple[str | None, str]) -> str:
     detail = f'<span class="detail">{text(tile.detail)}</span>' if tile.detail else ""
     return (f'<li{data}><a href="{text(path.as_uri())}" title="{text(tile.path)}" target="_blank" rel="noopener">'
             f'{shown}<span class="marks">{marks}</span><span class="file">{text(path.name)}</span>'
-            f'<span class="folder">{text(path.parent)}</span>{detail}</a></li>')
+            f'<span class="folder">{text(folder)}</span>{detail}</a></li>')
