@@ -147,8 +147,9 @@ def info(*, index: str | Path, paths: bool = False) -> dict[str, object]:
     about = opened.about
     size = sum(file.stat().st_size for file in Path(index).rglob("*") if file.is_file())
     shown = {"pictures": len(opened), "model": describe_model(about["model"]), "weights": about["model"]["name"],
-             "licence": about["model"].get("licence"), "codec": about["codec"]["text"], "search": _search(opened),
-             "background": _background_name(opened), "score normalization": opened.score_norm,
+             "licence": about["model"].get("licence") or "not recorded", "codec": about["codec"]["text"],
+             "search": _search(opened), "background": _background_name(opened),
+             "score normalization": opened.score_norm or "none",
              "segments": ", ".join(f"{len(segment):,}" for segment in opened.segments) or "none",
              "on disk": f"{size / 1e6:,.1f} MB", "built": about["made"]["written"], "command": about["made"]["command"]}
     for name, value in shown.items():
@@ -243,7 +244,6 @@ def _background_name(index: Index) -> str:
 
 
 def _say(index: Index, what: str) -> None:
-    about = index.about
+    about, norm = index.about, index.score_norm or "none"
     print(f"{index.folder}: {what}\nmodel: {describe_model(about['model'])}; codec {about['codec']['text']}; "
-          f"search: {_search(index)}\nbackground: {_background_name(index)}; score normalization {index.score_norm}",
-          flush=True)
+          f"search: {_search(index)}\nbackground: {_background_name(index)}; score normalization {norm}", flush=True)

@@ -48,6 +48,17 @@ def test_adding_folders_is_building_of_both(album: Path, tmp_path: Path, build, 
         assert np.array_equal(*values)
 
 
+def test_a_students_descriptors_do_not_depend_on_what_is_beside_them(album: Path, tmp_path: Path, student: Path, build,
+                                                                     add) -> None:
+    at_once = build(index=tmp_path / "once", images=album, model=str(student))
+    build(index=tmp_path / "parts", images=album / "2024", model=str(student))
+    for path in list_pictures(album / "2023")[:3]:
+        add(index=tmp_path / "parts", images=path)
+    parts = add(index=tmp_path / "parts", images=album, batch_size=9)
+    for one, other in zip(everything(at_once), everything(parts)):
+        assert np.array_equal(one, other)
+
+
 def test_unchanged_pictures_are_skipped_and_changed_ones_replaced(album: Path, tmp_path: Path, build, add, capsys,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     build(index=tmp_path / "index", images=album)
@@ -137,7 +148,7 @@ def test_background_of_pictures_or_of_descriptors_is_the_same(album: Path, copie
     assert one.score_norm == "1.0[0,2]" and one.background.shape == (6, 4)
     assert np.array_equal(one.background, other.background)
     assert np.array_equal(everything(one)[1], everything(other)[1])
-    few = build(index=tmp_path / "few", images=album, background=copies, background_size=2)
+    few = build(index=tmp_path / "few", images=album, background=copies, background_size=3)  # one is broken
     assert len(few.background) == 2 and few.score_norm is None
     np.testing.assert_array_equal(Index.open(tmp_path / "one").background, one.background)
     with pytest.raises(UserError, match="descriptors of 243 numbers, phash makes"):
