@@ -230,7 +230,7 @@ def _between(folder: Path, own: Index | None, images: Images, index: Index, embe
         shown, count, found = write_cases(folder, cases, scoring, gallery=gallery,
                                           record=record | {"pictures": len(index), "queries": total})
         rows.finish(record | scoring.record())
-    said = f"{found:,} of {total:,} pictures have copies among the {len(index):,} others"
+    said = f"{found:,} of {total:,} pictures have matches among {len(index):,} others"
     print(f"{said}: {folder / 'actions.csv'}; no file was touched")
     return case_page(list(islice(shown, gallery)), scoring, title="Copies of another collection", total=found,
                      lead=f"{said}; {count:,} pairs. Nothing was deleted: actions.csv holds suggestions.")
