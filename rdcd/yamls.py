@@ -15,7 +15,7 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-GROUPS = ("bench",)  # first words of commands of two: `rdcd bench step` is bench-step.yaml
+GROUPS = ("bench", "index")  # first words of commands of two: `rdcd bench step` is bench-step.yaml
 
 
 def commands() -> dict[str, str]:

@@ -14,9 +14,11 @@ LAYERS = {  # part of the package → parts it may import, beside the leaves and
     "evaluation": {"models", "data", "retrieval"},
     "training": {"losses", "models", "data", "augment", "retrieval", "evaluation"},
     "export": {"models", "data", "retrieval", "evaluation"},
+    "collection": {"models", "data", "retrieval", "evaluation"},  # index, search, dedup: a user's own pictures
     "bench": {"losses", "models", "data", "augment", "retrieval", "evaluation", "training"},
     "doctor": {"models"},  # which imports no library before it is tried
-    "cli": {"yamls", "losses", "models", "data", "augment", "retrieval", "evaluation", "training", "export", "bench"},
+    "cli": {"yamls", "losses", "models", "data", "augment", "retrieval", "evaluation", "training", "export", "bench",
+            "collection"},
     "__main__": {"cli"},
 }
 OWNERS = {"hydra": {"cli"}, "omegaconf": {"cli"}, "pytorch_lightning": {"training", "bench"}, "lightning": set()}

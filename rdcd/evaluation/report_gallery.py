@@ -112,6 +112,11 @@ def _thumbnail(picture: str, image_path: Callable[[str], Path | None]) -> tuple[
         return None, "no such picture"
     if not Path(path).is_file():
         return None, "file not found"
+    return thumbnail_uri(path)
+
+
+def thumbnail_uri(path: str | Path) -> tuple[str | None, str]:
+    """Return a picture's thumbnail as (JPEG data URI, "") or (None, why it cannot be shown)."""
     try:
         image = open_image(path)
     except BadImage as bad:

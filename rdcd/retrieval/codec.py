@@ -1,9 +1,12 @@
 """Codecs: what is done to descriptors between the network and the search (METHOD section 5)."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 
 from rdcd.errors import UserError
+from rdcd.files import atomic_path
 
 _ROWS = 1 << 16  # vectors transformed at a time
 
@@ -94,3 +97,20 @@ class Codec:
             rows = slice(start, start + _ROWS)
             out[rows] = self._index.sa_encode(vectors[rows]).view(np.float32)
         return out
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained transforms to a file that `load` reads."""
+        with atomic_path(path) as partial:
+            faiss.write_index(self._index, str(partial))
+
+    def load(self, path: str | Path) -> "Codec":
+        """Take the trained transforms of a file written by `save`, of a codec of the same text; return itself.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            self._index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise UserError(f"{path} is no trained {self._name} ({error}): copy it again, or build anew") from None
+        return self

@@ -1,0 +1,129 @@
+"""Matches of pictures in an index, block by block, and pairs of copies inside one."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rdcd.collection.scoring import Scoring
+from rdcd.retrieval.index import Index
+
+BLOCK = 4096  # pictures searched at a time
+ITSELF, IDENTICAL, ALIKE = "itself", "identical file", "alike"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture found: path, score, expected precision (None: not known), and what kind of match it is: the very
+    same path, another file of the same bytes, or a picture that looks alike."""
+
+    path: str
+    score: float
+    confidence: float | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A query and its matches, best first."""
+
+    query: str
+    matches: list[Match]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pictures to search for: paths, SHA-256 uint8 [n, 32], coded descriptors float32 [n, d]."""
+
+    paths: list[str]
+    digests: np.ndarray
+    coded: np.ndarray
+
+
+def blocks_of(index: Index) -> Iterator[Block]:
+    """Yield the pictures of an index."""
+    for segment in index.segments:
+        paths = segment.paths()
+        for start in range(0, len(segment), BLOCK):
+            rows = slice(start, min(start + BLOCK, len(segment)))
+            yield Block([next(paths) for _ in range(rows.stop - start)], segment.digests[rows], segment.vectors[rows])
+
+
+def find_matches(blocks: Iterable[Block], index: Index, scoring: Scoring, *, k: int,
+                 itself: bool = False) -> Iterator[Case]:
+    """Yield each query with its matches in the index, at most k, from the threshold on.
+
+    Args:
+        itself: report a query's own entry in the index, too.
+    """
+    for block in blocks:
+        scores, rows = index.nearest(block.coded, k if itself else k + 1)
+        scores = scores - index.biases(block.coded, scoring.norm if len(index) else None)[:, None]
+        good = scores >= scoring.threshold
+        for i, path in enumerate(block.paths):
+            confidences = scoring.confidence(scores[i, good[i]])
+            found = [_match(index, path, block.digests[i], row, score, confidence) for row, score, confidence in
+                     zip(rows[i, good[i]].tolist(), scores[i, good[i]].tolist(), confidences)]
+            yield Case(path, [match for match in found if itself or match.kind != ITSELF][:k])
+
+
+def _match(index: Index, query: str, digest: np.ndarray, row: int, score: float, confidence: float | None) -> Match:
+    path = index.path(row)
+    kind = ITSELF if path == query else IDENTICAL if index.digest(row) == digest.tobytes() else ALIKE
+    return Match(path, score, confidence, kind)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of an index's pictures, each once: rows [m] with first < second, scores [m], in order of the rows."""
+
+    first: np.ndarray
+    second: np.ndarray
+    scores: np.ndarray
+
+
+def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
+    """Find the pairs of copies inside an index, from each picture's k nearest.
+
+    A pair's score is the lower of the two that its pictures have as each other's query. Beside the descriptors, which
+    stay on disk, memory holds one block, 8 bytes a picture, and the pairs found.
+    """
+    bias = np.zeros(len(index))
+    norm = scoring.norm if len(index) > 1 else None
+    row = 0
+    for block in blocks_of(index) if norm else ():
+        bias[row:row + len(block.paths)] = index.biases(block.coded, norm)
+        row += len(block.paths)
+    parts, row = [], 0
+    for block in blocks_of(index):
+        products, others = index.nearest(block.coded, k + 1)
+        own = np.broadcast_to(np.arange(row, row + len(products))[:, None], others.shape)
+        scores = products - np.maximum(bias[own], bias[others])
+        good = (scores >= scoring.threshold) & (own != others)
+        parts.append((np.minimum(own, others)[good], np.maximum(own, others)[good], scores[good]))
+        row += len(products)
+    if not parts:
+        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    first, second, scores = (np.concatenate(column) for column in zip(*parts))
+    _, once = np.unique(first * np.int64(max(len(index), 1)) + second, return_index=True)
+    return Pairs(first[once], second[once], scores[once])
+
+
+def groups_of(pairs: Pairs) -> list[list[int]]:
+    """Return the groups that pairs connect, each in order of row, largest first."""
+    parent: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for pair in zip(pairs.first.tolist(), pairs.second.tolist()):
+        for row in pair:
+            parent.setdefault(row, row)
+        a, b = map(root, pair)
+        parent[max(a, b)] = min(a, b)
+    groups: dict[int, list[int]] = {}
+    for row in sorted(parent):
+        groups.setdefault(root(row), []).append(row)
+    return sorted(groups.values(), key=lambda group: (-len(group), group))
