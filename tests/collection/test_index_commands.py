@@ -143,7 +143,7 @@ def test_another_model_or_codec_is_refused_with_both_names(album: Path, tmp_path
 
 def test_background_of_pictures_or_of_descriptors_is_the_same(album: Path, copies: Path, tmp_path: Path, build) -> None:
     one = build(index=tmp_path / "one", images=album, background=copies, codec="PCAW4,L2norm,Flat")
-    extract(images=str(copies), model="thumbnail", out=str(tmp_path / "b.h5"), workers=0)
+    extract(images=str(copies), model="thumbnail", out=str(tmp_path / "b.h5"), workers=0, max_bad_share=0.5)
     other = build(index=tmp_path / "other", images=album, background=tmp_path / "b.h5", codec="PCAW4,L2norm,Flat")
     assert one.score_norm == "1.0[0,2]" and one.background.shape == (6, 4)
     assert np.array_equal(one.background, other.background)
