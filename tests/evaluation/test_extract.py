@@ -150,7 +150,7 @@ def test_too_many_bad_pictures_end_the_work_and_more_may_be_allowed(holed: Manif
                 "device": "cpu"}
     with pytest.raises(UserError, match="3 of 11 pictures .*27.3%.* could not be read, more than max_bad_share=0.1"):
         extract(**settings)
-    with open(tmp_path / "r-bad_files.csv", newline="") as file:
+    with open(tmp_path / "r.h5.parts" / "bad_files-0.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 3
     found = read_descriptors(extract(**settings, max_bad_share=0.3))
     assert len(found) == 8 and len(found.missing) == 3
@@ -175,7 +175,7 @@ def test_shards_of_another_extraction_are_refused(holed: Manifest, pictures: Man
         extract(**settings)
     for change, said in (({"size": 20}, "size was 64 and is 20"),
                          ({"model": "phash"}, "model was .* and is phash hash"),
-                         ({"images": str(pictures.root)}, "pictures was"),
+                         ({"images": str(pictures.root)}, "images was .*holed and is .*pictures"),
                          ({"shard": 5}, "shard was 4096 and is 5")):
         with pytest.raises(UserError, match=f"r.h5.parts holds the beginning of another extraction .*{said}"):
             extract(**settings | change, max_bad_share=0.5)
