@@ -115,8 +115,8 @@ class Pictures(Dataset):
         pictures: which.
         size: side in pixels.
         resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept).
-        decode: `exact`, whole; `reduced`, a JPEG at the smallest scale that is still no smaller than `size` on either
-            side, before it is resized to the same shape as ever.
+        decode: `exact`, whole; `reduced`, a JPEG at the smallest scale at which either side is still at least twice
+            `size`, before it is resized to the same shape as ever: nearer to `size`, the coarser pixels would show.
         bucket: where the aspect is kept, round the other side to a multiple of this, so that more pictures have one
             shape; None: to a pixel.
 
@@ -139,7 +139,7 @@ class Pictures(Dataset):
         try:
             source = self.pictures.source(index)
             reduced = self.decode == "reduced"
-            picture = open_image(source, at_least=(self.size, self.size) if reduced else None)
+            picture = open_image(source, at_least=(2 * self.size, 2 * self.size) if reduced else None)
             whole = upright_size(source) if reduced and self.resize != "square" else picture.size
             if self.resize != "square" and max(whole) > MAX_ASPECT * min(whole):
                 raise BadImage(source, f"{whole[0]}x{whole[1]} pixels, at most {MAX_ASPECT} times as long as short "

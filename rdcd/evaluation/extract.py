@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rdcd.data.images import write_ledger
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, own_cores, share_cores
@@ -180,21 +181,23 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
     pictures = open_pictures(images, ids=ids)
     dataset = Pictures(pictures, size=size, resize=resize, decode=decode, bucket=bucket)
     embed = make_embed(network, device=device, precision=precision, compile=(batch_size, size) if compile else None)
-    plan = {"images": str(Path(images).absolute()), "pictures": pictures.digest(),
+    plan = {"images": str(pictures.root.absolute()), "pictures": pictures.digest(),
             "model": card["architecture"]["trunk"], "weights": _digest(network), "size": size, "resize": resize,
             "decode": decode, "bucket": bucket, "precision": precision, "compile": compile,
             "device": device, "batch_size": batch_size, "shard": shard}
     shards = Shards(out, plan=plan, pictures=pictures, dim=network.dim, shard=shard)
     named = Path(out).with_name(f"{Path(out).stem}-bad_files.csv")
-    ledger = Ledger(shards.folder / f"bad-{process.rank}.csv" if process.rank else named, max_bad_share=max_bad_share)
+    if process.rank == 0:
+        named.unlink(missing_ok=True)
+    ledger = Ledger(shards.folder / f"bad_files-{process.rank}.csv", max_bad_share=max_bad_share)
     process.wait()  # all have seen the same shards
     _fill(shards, embed, dataset, ledger, process=process, batch_size=batch_size,
           workers=worker_count(workers, device=device), pin=device == "cuda")
     process.wait()
     if process.rank == 0:
         bad = shards.merge()
-        ledger.add(bad, seen=0, failed=0)  # those of the other processes, too
-        ledger.write()
+        if bad:
+            write_ledger(named, bad)
         shards.remove()
         print(f"{out}: {len(pictures) - len(bad)} descriptors of {network.dim} numbers, {size} px {resize}")
         if bad:
@@ -209,8 +212,7 @@ def _fill(shards: Shards, embed: Embed, dataset: Pictures, ledger: Ledger, *, pr
     own = range(process.rank, len(shards.rows), process.world_size)
     done = [number for number in own if shards.done(number)]
     for number in done:
-        bad = shards.bad(number).values()
-        ledger.add(bad, seen=len(shards.rows[number]))
+        ledger.add(shards.bad(number).values(), seen=len(shards.rows[number]))
     left = [number for number in own if number not in set(done)]
     if done:
         print(f"{shards.folder}: {len(done)} of {len(own)} shards were done")

@@ -139,8 +139,10 @@ class Shards:
                 vectors = np.load(self.array(number), mmap_mode="r")[np.array(kept, dtype=np.int64) - rows.start]
                 yield [names[index] for index in kept], vectors
 
-        write_blocks(self.out, blocks(), names=[name for i, name in enumerate(names) if i not in bad], dim=self.dim,
+        whole = self.folder / "whole.h5"  # there, so that a kill leaves nothing beside the file to come
+        write_blocks(whole, blocks(), names=[name for i, name in enumerate(names) if i not in bad], dim=self.dim,
                      missing=[names[index] for index in sorted(bad)])
+        os.replace(whole, self.out)
         return list(bad.values())
 
     def remove(self) -> None:

@@ -183,7 +183,7 @@ def test_reduced_decoding_keeps_shapes_and_nearly_pixels(picture, tmp_path: Path
     pictures = Manifest.of_folder(tmp_path)
     for resize in ("square", "short", "long"):
         for index in range(4):
-            exact, reduced = (Pictures(pictures, size=40, resize=resize, decode=decode)[index][1].float()
+            exact, reduced = (Pictures(pictures, size=20, resize=resize, decode=decode)[index][1].float()
                               for decode in ("exact", "reduced"))
             assert exact.shape == reduced.shape
             assert (exact - reduced).abs().mean() < 4

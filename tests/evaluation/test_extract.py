@@ -150,7 +150,7 @@ def test_too_many_bad_pictures_end_the_work_and_more_may_be_allowed(holed: Manif
                 "device": "cpu"}
     with pytest.raises(UserError, match="3 of 11 pictures .*27.3%.* could not be read, more than max_bad_share=0.1"):
         extract(**settings)
-    with open(tmp_path / "r-bad_files.csv", newline="") as file:
+    with open(tmp_path / "r.h5.parts" / "bad_files-0.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 3
     found = read_descriptors(extract(**settings, max_bad_share=0.3))
     assert len(found) == 8 and len(found.missing) == 3
