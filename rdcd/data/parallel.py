@@ -1,6 +1,7 @@
 """How the cores are used: several processes over many pictures, or compute threads beside loader workers."""
 
 import ctypes
+import gc
 import os
 import platform
 import signal
@@ -68,7 +69,11 @@ def return_freed_memory() -> None:
 
 
 def start_worker(worker: int = 0) -> None:
-    """Prepare a loader worker: it outlives the signals that tell the training process, which ends it, to stop."""
+    """Prepare a loader worker: it outlives the signals that tell the training process, which ends it, to stop.
+
+    What it inherits is left to the garbage collector of the training process: looking through it would copy it.
+    """
+    gc.freeze()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     return_freed_memory()

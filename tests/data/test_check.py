@@ -136,7 +136,7 @@ def test_a_plain_folder(tmp_path: Path, fill, capsys: pytest.CaptureFixture[str]
     failed = failures(tmp_path / "photos", layout="folder")
     assert set(failed) == {"folder: names", "folder: decoding"}
     assert "2 in " in failed["folder: names"]["found"]
-    assert "UnidentifiedImageError" in failed["folder: decoding"]["found"]
+    assert "no sound file" in failed["folder: decoding"]["found"]
     capsys.readouterr()
     assert "layout" in failures(tmp_path / "photos")  # not in the DISC layout
     assert "or folder for pictures to train on" in capsys.readouterr().out
@@ -219,7 +219,7 @@ def test_all_pictures_are_decoded_where_a_sample_misses_one(tmp_path: Path, fill
         monkeypatch.setattr(scanning, "BLOCK", block)
         failed = failures(root, layout="folder", samples=None)
         assert set(failed) == {"folder: decoding"} and failed["folder: decoding"]["expected"] == "all 9 decode"
-        assert failed["folder: decoding"]["found"].startswith(f"1 not so: {bad} (UnidentifiedImageError")
+        assert failed["folder: decoding"]["found"].startswith(f"1 not so: {bad} (no sound file")
 
 
 def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
