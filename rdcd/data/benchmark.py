@@ -13,6 +13,7 @@ from rdcd.augment.edits_picture import augly
 from rdcd.data.benchmark_files import draw_split, write_benchmark
 from rdcd.data.folder import LEAST_SIDE, Split, split_folder
 from rdcd.data.images import find_images
+from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.parallel import process_map
 from rdcd.errors import UserError, check_number
 from rdcd.files import write_json
@@ -24,7 +25,7 @@ def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | 
                    references: int | None = None, sources: int | None = None, queries: int | None = None,
                    distractors: int | None = None, size: int = 160, max_side: int | None = None,
                    edits: Sequence[int] = (1, 4), families: Sequence[str] | None = None,
-                   workers: int | None = None) -> Path:
+                   workers: int | None = None, max_bad_share: float = MAX_BAD_SHARE) -> Path:
     """Make a benchmark in the DISC layout, with every query's edits in `dev_queries.csv`.
 
     Equal pictures, arguments and versions give equal files, whatever `workers` is. The benchmark appears
@@ -45,12 +46,14 @@ def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | 
         edits: fewest and most edits of a query.
         families: families of edits to draw from, see `rdcd.augment.edits`; None: all.
         workers: processes; None: one a core.
+        max_bad_share: largest share of the photos that may be unreadable or too small; those are in `bad_files.csv`,
+            which lies beside `out` where they are too many.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: an argument out of range, `out` taken, or too few usable pictures.
+        UserError: an argument out of range, `out` taken, too few usable pictures, or too many bad ones.
     """
     out = Path(out)
     sizes = {"train": train, "references": references, "sources": sources}
@@ -59,6 +62,7 @@ def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | 
     _check_numbers(edits=edits, seed=(seed, 0), distractors=(distractors, 0), max_side=(max_side, LEAST_SIDE),
                    size=(size, LEAST_SIDE), queries=(queries, 1),
                    **{role: (number, 1) for role, number in sizes.items()})
+    check_number("max_bad_share", max_bad_share, 0, 1, whole=False)
     families = check_families(families)
     parameters = {"source": source, "seed": seed, **sizes, "queries": queries, "distractors": distractors,
                   "max_side": max_side, "edits": list(edits), "families": families}
@@ -74,18 +78,21 @@ def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     for left in sorted(out.parent.glob(f".{out.name}.*.partial")):
         print(f"note: {left} is what an interrupted run left, unless one is at work there: remove it")
+    ledger = Ledger(out.with_name(f"{out.name}-bad_files.csv"), max_bad_share=max_bad_share)
     try:
         with process_map(workers) as run:
             if source == "synthetic":
                 split = draw_split(seed, size=size, sizes=sizes, queries=queries, distractors=distractors)
             else:
-                split = split_folder(photos, train_photos=train_photos, seed=seed, sizes=sizes, run=run)
+                split = split_folder(photos, train_photos=train_photos, seed=seed, sizes=sizes, run=run,
+                                     ledger=ledger)
             counts = write_benchmark(split, partial, seed=seed, queries=queries, distractors=distractors,
                                      max_side=max_side, edits=edits, families=families, run=run)
         write_json(partial / "benchmark.json", {
             "parameters": parameters, "counts": counts, "left_out": [asdict(item) for item in split.left_out],
             "provenance": provenance(seed=seed)})
         _publish(partial, out, parameters)
+        ledger.path.unlink(missing_ok=True)  # it is in `out`
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _tell(out, counts, split)
@@ -120,9 +127,13 @@ def _contents(folder: Path | None) -> dict[str, object] | None:
     if folder is None:
         return None
     files = find_images(folder)
-    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
+    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {_size(path)}" for path in files)
     digest = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:16]
     return {"folder": str(folder.resolve()), "pictures": len(files), "listing": digest}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1  # a link to nowhere
 
 
 def _already_made(out: Path, parameters: dict[str, object]) -> bool:

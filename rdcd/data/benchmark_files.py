@@ -151,11 +151,11 @@ def _write_plain(job: _Plain) -> BadImage | None:
 
 def _is_plain_jpeg(path: Path, max_side: int | None) -> bool:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["JPEG"]) as picture:
             upright = picture.getexif().get(0x0112, 1) == 1  # the orientation tag
             return (picture.format == "JPEG" and picture.mode == "RGB" and upright
                     and (max_side is None or max(picture.size) <= max_side))
-    except OSError:  # decoding will say what is wrong
+    except Exception:  # another format, or a broken EXIF block: decoded, and written anew
         return False
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rdcd.data.images import find_images, open_image
+from rdcd.data.images import check_regular, find_images, open_image
+from rdcd.data.ledger import Ledger
 from rdcd.data.near_duplicates import SIDE, find_near_duplicates, thumbnail
 from rdcd.data.parallel import Map
 from rdcd.errors import BadImage, UserError
@@ -55,11 +56,16 @@ class Split:
     sources: list[Photo] = field(default_factory=list)
     identical: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
-    bad: list[BadImage] = field(default_factory=list)
+    ledger: Ledger | None = None
+
+    @property
+    def bad(self) -> list[BadImage]:
+        """Files that cannot be used."""
+        return list(self.ledger.bad.values()) if self.ledger else []
 
 
 def split_folder(photos: Path, *, train_photos: Path | None, seed: int, sizes: dict[str, int | None],
-                 run: Map) -> Split:
+                 run: Map, ledger: Ledger) -> Split:
     """Assign every picture a role by the hash of its content, so that names and order do not matter.
 
     Files of equal content count once. No reference or source is a near-duplicate of another, and no training
@@ -72,11 +78,13 @@ def split_folder(photos: Path, *, train_photos: Path | None, seed: int, sizes: d
         seed: salt of the hash; another seed is another split.
         sizes: pictures of each role in `SHARES`; None takes its share of what the given numbers leave.
         run: see `rdcd.data.parallel.process_map`.
+        ledger: takes the files that cannot be used.
 
     Raises:
-        UserError: more pictures asked for than there are, or too few of them usable.
+        UserError: more pictures asked for than there are, or too few of them usable, or too many
+            of them bad.
     """
-    split = Split()
+    split = Split(ledger=ledger)
     pictures = _by_content(photos, seed, run, split)
     shares = {role: share for role, share in SHARES.items() if role != "train" or train_photos is None}
     wanted = _fill_sizes(sizes, shares, len(pictures), photos)
@@ -91,6 +99,7 @@ def split_folder(photos: Path, *, train_photos: Path | None, seed: int, sizes: d
     if len(split.train) < (sizes["train"] or 1):
         folder = photos if train_photos is None else train_photos
         raise _too_few(folder, "training pictures", sizes["train"] or 1, len(split.train), split)
+    ledger.settle()
     return split
 
 
@@ -99,11 +108,11 @@ def _by_content(folder: Path, seed: int, run: Map, split: Split) -> list[tuple[s
     found = [Photo(path=path, name=_readable(path.relative_to(folder))) for path in find_images(folder)]
     unique: dict[str, Photo] = {}
     for photo, digest in zip(found, run(_digest, found, f"reading {folder}")):
-        if isinstance(digest, BadImage):
-            split.bad.append(digest)
-        else:
+        split.ledger.add([digest] if isinstance(digest, BadImage) else [], seen=1)
+        if not isinstance(digest, BadImage):
             split.identical += digest in unique
             unique.setdefault(digest, photo)
+    split.ledger.settle()
     return sorted(unique.items(), key=lambda item: hashlib.sha256(f"{seed}:{item[0]}".encode()).digest())
 
 
@@ -114,7 +123,9 @@ def _readable(path: Path) -> str:
 
 def _digest(photo: Photo) -> str | BadImage:
     try:
-        return sha256(photo.path)
+        return sha256(check_regular(photo.path))
+    except BadImage as error:
+        return error
     except OSError as error:
         return BadImage(photo.path, f"{type(error).__name__}: {error}")
 
@@ -171,8 +182,10 @@ def _take(candidates: Sequence[tuple[str, Photo]], wanted: int, run: Map, split:
     while len(taken) < wanted and position < len(candidates):
         chunk = [photo for _, photo in candidates[position:position + min(wanted - len(taken), _CHUNK)]]
         position += len(chunk)
-        looks = list(zip(chunk, run(_look, chunk, "looking for near-duplicates")))
-        split.bad += [look for _, look in looks if isinstance(look, BadImage)]
+        looks = []
+        for photo, look in zip(chunk, run(_look, chunk, "looking for near-duplicates")):
+            split.ledger.add([look] if isinstance(look, BadImage) else [], seen=1)
+            looks.append((photo, look))
         good = [(photo, look) for photo, look in looks if not isinstance(look, BadImage)]
         photos = [photo for photo, _ in good]
         thumbnails = np.array([look for _, look in good], dtype=np.uint8).reshape(-1, SIDE, SIDE)
@@ -190,7 +203,8 @@ def _take(candidates: Sequence[tuple[str, Photo]], wanted: int, run: Map, split:
 
 
 def _too_few(folder: Path, what: str, wanted: int, found: int, split: Split) -> UserError:
-    first = f" (the first: {split.bad[0]})" if split.bad else ""
+    split.ledger.write()
+    first = f" (the first: {split.bad[0]}; {split.ledger.path} lists all)" if split.bad else ""
     return UserError(f"{wanted} {what} wanted from {folder}, {found} found: {len(split.bad)} files cannot be "
                      f"read{first}, {split.identical} are identical to others and {len(split.left_out)} are "
                      "near-duplicates; ask for fewer, or add pictures")

@@ -18,7 +18,7 @@ from rdcd.files import atomic_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's names; of JPEG, MPO of telephones too
-MAX_PIXELS = 100_000_000  # Pillow holds a picture of this size in 400 MB
+MAX_PIXELS = 100_000_000  # Pillow holds one of this size in 400 MB, and conversions take as much again
 MAX_SCANS = 100  # of a progressive JPEG, each of which goes over the whole picture; usual are ten
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -148,7 +148,7 @@ def _orientation(picture: Image.Image) -> int | None:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
-        return _grey(np.asarray(picture), picture.info.get("transparency")).convert("RGB")
+        return _grey(picture).convert("RGB")
     if not picture.has_transparency_data:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     picture = picture.convert("RGBA")
@@ -157,17 +157,33 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return white
 
 
-def _grey(values: np.ndarray, transparent: object) -> Image.Image:
-    """Scale wide greys to 8 bits by their range: 16 bits, or where none is above, 8 bits, or of fractions, 1."""
+def _grey(picture: Image.Image) -> Image.Image:
+    """Scale wide greys to 8 bits by their range: 16 bits, or where none is above, 8 bits, or of fractions, 1.
+
+    Strip by strip, as numbers of all pixels would take several times the picture's memory.
+    """
+    rows = max(2**22 // picture.width, 1)
+    boxes = [(0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows)]
+    scale = 65535.0
+    if picture.mode in ("I", "F"):
+        strips = (np.asarray(picture.crop(box)) for box in boxes)
+        most = max(strip.max(initial=0, where=np.isfinite(strip)) for strip in strips)
+        scale = 65535.0 if most > 255 else 1.0 if most <= 1 and picture.mode == "F" else 255.0
+    grey = Image.new("L", picture.size)
+    for box in boxes:
+        grey.paste(Image.fromarray(_eight_bits(np.asarray(picture.crop(box)), scale,
+                                               picture.info.get("transparency"))), box)
+    return grey
+
+
+def _eight_bits(values: np.ndarray, scale: float, transparent: object) -> np.ndarray:
     if values.dtype.kind == "u":
         grey = (values // 257).astype(np.uint8)
         if isinstance(transparent, int):
             grey[values == transparent] = 255
-        return Image.fromarray(grey)
-    most = values.max(initial=0, where=np.isfinite(values))
-    top = 65535.0 if most > 255 else 1.0 if most <= 1 and values.dtype.kind == "f" else 255.0
-    values = np.clip(np.nan_to_num(values.astype(np.float32)) / top, 0, 1)  # what is no number is black
-    return Image.fromarray((values * 255).astype(np.uint8))
+        return grey
+    values = np.clip(np.nan_to_num(values.astype(np.float32)) / scale, 0, 1)  # what is no number is black
+    return (values * 255).astype(np.uint8)
 
 
 def find_images(folder: str | Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import gc
 import multiprocessing.util  # its own exit function is registered before ours, and so called after it
 import os
 import platform
@@ -71,7 +72,11 @@ def return_freed_memory() -> None:
 
 
 def start_worker(worker: int = 0) -> None:
-    """Prepare a loader worker: it outlives the signals that tell the training process, which ends it, to stop."""
+    """Prepare a loader worker: it outlives the signals that tell the training process, which ends it, to stop.
+
+    What it inherits is left to the garbage collector of the training process: looking through it would copy it.
+    """
+    gc.freeze()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     return_freed_memory()

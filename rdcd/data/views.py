@@ -105,7 +105,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         batches = order[:self.steps * self.world_size * self.batch_size].reshape(self.steps, self.world_size, -1)
         epoch, (begun, step) = self.epoch, self.begin
-        return iter([(epoch, int(i)) for i in batches[step if epoch == begun else 0:, self.rank].ravel()])
+        mine = batches[step if epoch == begun else 0:, self.rank].ravel()
+        return ((epoch, int(i)) for i in mine)  # no list of a million pairs, for workers to inherit
 
 
 class Pictures(Dataset):

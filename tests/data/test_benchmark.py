@@ -4,8 +4,10 @@ import csv
 import hashlib
 import inspect
 import json
+import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from rdcd.data import benchmark_files
 from rdcd.data.benchmark import make_benchmark
 from rdcd.data.disc import open_benchmark, read_edit_families
 from rdcd.data.folder import SHARES, _fill_sizes, split_folder
+from rdcd.data.ledger import Ledger
 from rdcd.data.parallel import process_map
 from rdcd.data.synthetic import draw_picture
 from rdcd.errors import UserError
@@ -55,8 +58,9 @@ def photos(tmp_path_factory):
 
 
 def split(photos, *, train_photos=None, seed=0, **sizes):
-    with process_map(1) as run:
+    with process_map(1) as run, TemporaryDirectory() as place:
         return split_folder(photos, train_photos=train_photos, seed=seed, run=run,
+                            ledger=Ledger(Path(place, "bad_files.csv")),
                             sizes={"train": None, "references": None, "sources": None} | sizes)
 
 
@@ -191,6 +195,29 @@ def test_bad_files_are_listed(made):
     assert set(listed) == {"broken.jpg", "narrow.png"} and "at least 32" in listed["narrow.png"]
 
 
+def test_too_many_bad_files_end_it_with_a_list(photos, tmp_path):
+    with pytest.raises(UserError, match=rf"2 of 35 pictures \(5.7%\) could not be read, more than max_bad_share=0.05 "
+                                        rf"allows; .*; {tmp_path}/out-bad_files.csv lists all"):
+        make_benchmark(source="folder", photos=photos, out=tmp_path / "out", workers=1, max_bad_share=0.05)
+    assert [path.name for path in tmp_path.iterdir()] == ["out-bad_files.csv"]
+    with pytest.raises(UserError, match="max_bad_share=2: expected a number"):
+        make_benchmark(source="folder", photos=photos, out=tmp_path / "out", workers=1, max_bad_share=2)
+
+
+def test_what_is_no_file_is_listed_too(tmp_path):
+    album = fill(tmp_path / "album", range(12))
+    os.mkfifo(album / "pipe.jpg")
+    (album / "gone.jpg").symlink_to(album / "nowhere.jpg")
+    photo(50).save(album / os.fsdecode(b"caf\xe9.jpg"))
+    (album / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"no picture")
+    root = make_benchmark(source="folder", photos=album, out=tmp_path / "out", workers=1, max_bad_share=0.5)
+    with open(root / "bad_files.csv", newline="", encoding="utf-8") as file:
+        listed = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
+    assert sorted(listed) == ["bad\\udce9.jpg", "gone.jpg", "pipe.jpg"]
+    assert listed["pipe.jpg"] == "a pipe, not a file" and listed["gone.jpg"] == "No such file or directory"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album", "out"]
+
+
 def test_training_pictures_from_another_folder(photos, tmp_path):
     background = fill(tmp_path / "background", range(200, 208))
     shutil.copy(photos / "photo005.jpg", background / "the_same.jpg")
@@ -230,7 +257,7 @@ def test_nothing_readable_is_refused_and_leaves_nothing_behind(tmp_path):
         (tmp_path / "bad" / f"{i}.jpg").write_bytes(bytes([i]) * 50)
     with pytest.raises(UserError, match="0 found: .* files cannot be read .the first: cannot read picture"):
         make_benchmark(source="folder", photos=tmp_path / "bad", out=tmp_path / "out", workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out-bad_files.csv"]
 
 
 def test_again_with_the_same_settings_does_nothing(made, photos, capsys):

@@ -1,0 +1,67 @@
+"""Loader workers over a million paths: they share no Python objects, so their memory stays what it is."""
+
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from rdcd.data import views
+from rdcd.data.manifest import Manifest
+from rdcd.data.parallel import start_worker
+from rdcd.data.views import EpochSampler, Pictures, TwoViews
+from rdcd.errors import BadImage
+
+COUNT, BATCH, MEGABYTE = 1_000_000, 10_000, 2**20
+
+
+@pytest.fixture(scope="module")
+def million() -> Manifest:
+    return Manifest("/data/images", [f"/data/images/shard{i // 50_000:02d}/T{i:06d}.jpg" for i in range(COUNT)])
+
+
+class Listed(Dataset):
+    """What not to do: a list of strings, of which every look writes the count of references."""
+
+    def __init__(self, count: int) -> None:
+        self.paths = [f"/data/images/shard{i // 50_000:02d}/T{i:06d}.jpg" for i in range(count)]
+
+    def __getitem__(self, index: int) -> str:
+        return self.paths[index]
+
+
+def own_memory(samples: list) -> int:
+    """Return the bytes of this process that it shares with no other, instead of a batch."""
+    return 1024 * sum(int(size) for size in re.findall(r"^Private_\w+: +(\d+) kB", Path("/proc/self/smaps_rollup")
+                                                       .read_text(), flags=re.MULTILINE))
+
+
+def growth(dataset: Dataset, order) -> int:
+    """Return by how many bytes one forked worker grows between a tenth and the whole of an epoch."""
+    sizes = list(DataLoader(dataset, sampler=order, batch_size=BATCH, num_workers=1, collate_fn=own_memory,
+                            worker_init_fn=start_worker, multiprocessing_context="fork"))
+    assert len(sizes) * BATCH == len(order)
+    return max(sizes[len(sizes) // 10:]) - sizes[len(sizes) // 10]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_worker_stays_as_it_is_over_an_epoch_of_a_million(million: Manifest, monkeypatch) -> None:
+    def cheap(path: Path) -> None:
+        raise BadImage(path, "not opened here")
+
+    monkeypatch.setattr(views, "open_image", cheap)
+    sampler = EpochSampler(COUNT, batch_size=BATCH)
+    order = [index for _, index in sampler]  # in another order than that of memory
+    assert growth(Pictures(million, size=8), order) < 4 * MEGABYTE
+    assert growth(Listed(COUNT // 4), order=range(COUNT // 4)) > 8 * MEGABYTE  # this test would notice
+
+
+def test_what_workers_get_is_the_bytes_of_the_paths(million: Manifest) -> None:
+    text = 2 * sum(len(f"shard00/T{i:06d}.jpg") for i in range(3)) // 3 * COUNT  # paths, and less for names
+    for dataset in (Pictures(million, size=8), TwoViews(million, augment=print)):
+        started = pickle.dumps(dataset, protocol=pickle.HIGHEST_PROTOCOL)
+        assert len(started) < text + 2 * 8 * COUNT  # and where each ends
+    assert million.path(777_777) == Path("/data/images/shard15/T777777.jpg")
+    assert million.names[123_456] == "T123456"
