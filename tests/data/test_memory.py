@@ -48,7 +48,7 @@ def growth(dataset: Dataset, order) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_a_worker_stays_as_it_is_over_an_epoch_of_a_million(million: Manifest, monkeypatch) -> None:
-    def cheap(path: Path) -> None:
+    def cheap(path: Path, **_: object) -> None:
         raise BadImage(path, "not opened here")
 
     monkeypatch.setattr(views, "open_image", cheap)
