@@ -57,6 +57,9 @@ def make_index(folder: str | Path, paths: Sequence[str], embedder: Embedder, bad
                factory: str = FLAT, background: Images = None, background_size: int = 10_000) -> Index:
     """Build an index of pictures, see `build`; unreadable ones are added to `bad`."""
     ready = Codec(codec, embedder.network.dim)
+    if not ready.exact:
+        raise UserError(f"codec={codec}: expected transforms followed by Flat; how pictures are searched is said by "
+                        f"factory={codec.split(',')[-1]}")
     others, source = _background(background, background_size, embedder, bad)
     ready.train(others)
     with new_index(folder, model=embedder.about, codec=ready, dim=embedder.network.dim, background=others,

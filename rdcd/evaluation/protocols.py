@@ -9,7 +9,7 @@ from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.knn import check_candidates
 from rdcd.retrieval.score_norm import parse_score_norm
 
-_ANY_DIM = 4096  # a descriptor size that no codec written for a real one exceeds
+_ANY_DIM = 7680  # a descriptor size that no codec written for a real one exceeds, and most parts of a PQ divide
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Protocol:
             if not isinstance(values, list | tuple) or not values:
                 raise UserError(f"protocol.{name}={values}: expected a list of one or more, such as {example}")
         for text in self.codecs:
-            Codec(text, _ANY_DIM)
+            if not Codec(text, _ANY_DIM).exact and (self.layout == "cd10k" or self.candidates == "global"):
+                raise UserError(f"protocol.codecs={self.codecs}: {text} does not search exactly, which "
+                                f"protocol.layout=cd10k and protocol.candidates=global need; choose others")
         for text in self.score_norms:
             parse_score_norm(text)
         if self.layout == "cd10k" and (self.candidates != "per_query" or any(self.score_norms)):

@@ -1,6 +1,6 @@
 """From descriptor files and ground truth to metrics: the `rdcd score` command."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from rdcd.data.copydays import BLOCKS
 from rdcd.data.ground_truth import read_ground_truth, read_ids
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
-from rdcd.evaluation.metrics import NO_PAIRS, Metrics, evaluate_matches, queries_above
+from rdcd.evaluation.metrics import Metrics, evaluate_matches, queries_above
 from rdcd.evaluation.metrics_copydays import ORIGINAL, CopydaysMetrics, evaluate_copydays
+from rdcd.evaluation.score_inputs import check_dims, check_exact, check_ids, coded, listed
 from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_predictions
 from rdcd.files import check_output, sha256
 from rdcd.provenance import provenance
-from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.descriptors import Descriptors, join, read_descriptors, some
+from rdcd.retrieval.descriptors import Descriptors, join, open_descriptors, some
 from rdcd.retrieval.knn import Matches, check_candidates, search, search_by_distance
 from rdcd.retrieval.score_norm import background_products, parse_score_norm
 
@@ -51,7 +51,7 @@ class ScoreRow:
 def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], out: str | Path,
           ground_truth: str | Path | None = None, background: str | Path | None = None, metrics: str = "disc",
           codecs: Sequence[str] = ("Flat",), score_norms: Sequence[str | None] = DEFAULT_NORMS,
-          candidates: str = "per_query", k: int | None = None, bootstrap: int = 1000,
+          candidates: str | Sequence[str] = "per_query", k: int | None = None, bootstrap: int = 1000,
           hard_negatives: str | Path | None = None, predictions: bool = False) -> list[dict[str, object]]:
     """Measure descriptor files; write `out/metrics.csv` and `out/metrics.json` (METHOD sections 5, 6).
 
@@ -65,7 +65,8 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
             distractors, no score normalization.
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
-        candidates, k: see `search`; k None: 10, of cd10k 100.
+        candidates: one rule or several, see `search`.
+        k: see `search`; None: 10, of cd10k 100.
         bootstrap: resamples of the queries behind the 95 % intervals; 0: no intervals.
         hard_negatives: CSV of the ids of queries that look like a reference and copy none; how many of them reach
             the threshold of P90 is counted.
@@ -73,7 +74,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
             number, from 1, of the row in metrics.csv.
 
     Returns:
-        the rows of metrics.csv, one per codec and normalization.
+        the rows of metrics.csv, one per codec, rule and normalization.
 
     Raises:
         UserError: anything wrong with the input; each message names the file and the mistake.
@@ -87,8 +88,9 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         raise UserError(f"metrics={metrics}: expected one of {', '.join(METRICS)}")
     if metrics == "disc" and ground_truth is None:
         raise UserError("ground_truth=null: expected the CSV of query_id,reference_id; only metrics=cd10k does without")
-    if metrics == "cd10k" and not (ground_truth is None and hard_negatives is None and candidates == "per_query"
-                                   and tuple(_listed(score_norms, "score_norms")) in (DEFAULT_NORMS, (None,))):
+    if metrics == "cd10k" and not (ground_truth is None and hard_negatives is None
+                                   and listed(candidates, "candidates") == ["per_query"]
+                                   and tuple(listed(score_norms, "score_norms")) in (DEFAULT_NORMS, (None,))):
         raise UserError(f"metrics=cd10k takes the nearest of every query by distance, normalizes no scores, and reads "
                         f"from names which query copies what: leave out ground_truth={ground_truth}, candidates="
                         f"{candidates}, score_norms={list(score_norms)} and hard_negatives={hard_negatives}")
@@ -101,7 +103,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         files["background"] = Path(background)
     negatives = None if hard_negatives is None else read_ids(hard_negatives)
     pairs = [] if metrics == "cd10k" else read_ground_truth(ground_truth)
-    sets = {name: read_descriptors(path) for name, path in files.items()}
+    sets = {name: open_descriptors(path) for name, path in files.items()}
     queries, learnt_from = sets["query"], sets.get("background")
     found = join([sets[name] for name in sets if name.startswith("reference")])
     if metrics == "cd10k":
@@ -130,12 +132,15 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
 
 def score_descriptors(query: Descriptors, reference: Descriptors, background: Descriptors | None,
                       pairs: Sequence[tuple[str, str]], *, codecs: Sequence[str] = ("Flat",),
-                      score_norms: Sequence[str | None] = DEFAULT_NORMS, candidates: str = "per_query",
-                      k: int = 10, bootstrap: QueryBootstrap | None = None,
-                      hard_negatives: Sequence[str] | None = None, progress: bool = False) -> list[ScoreRow]:
-    """Codec, search, normalize and measure; one row per codec x normalization, in the order given.
+                      score_norms: Sequence[str | None] = DEFAULT_NORMS,
+                      candidates: str | Sequence[str] = "per_query", k: int = 10,
+                      bootstrap: QueryBootstrap | None = None, hard_negatives: Sequence[str] | None = None,
+                      progress: bool = False) -> list[ScoreRow]:
+    """Codec, search, normalize and measure; one row per codec x candidates x normalization, in the order given.
 
-    The order of rows within the descriptor sets changes nothing.
+    The order of rows within the descriptor sets changes nothing (but for HNSW, which is built by threads in turns).
+    Each codec costs one search of the background and one of the references. A codec that is not exact
+    keeps and searches both as its string says.
 
     Args:
         query, reference, background: descriptors of one length d; background None where unused.
@@ -151,29 +156,35 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
         UserError: options that are not understood, ids of the ground truth without a picture, lengths
             that differ, or a background that is absent or too small.
     """
-    codecs, score_norms = _listed(codecs, "codecs"), _listed(score_norms, "score_norms")
+    codecs, score_norms = listed(codecs, "codecs"), listed(score_norms, "score_norms")
     norms = [parse_score_norm(text) for text in score_norms]
-    check_candidates(candidates, k)
-    _check_dims({"query": query, "reference": reference, "background": background})
-    _check_ids(query, reference, pairs)
+    rules = listed(candidates, "candidates")
+    for rule in rules:
+        check_candidates(rule, k)
+    check_dims({"query": query, "reference": reference, "background": background})
+    if "global" in rules:
+        check_exact(codecs, query.dim, "candidates=global")
+    check_ids(query, reference, pairs)
     if hard_negatives is not None and (absent := np.setdiff1d(hard_negatives, query.known)).size:
         raise UserError(f"{absent.size:,} of {len(hard_negatives):,} hard negatives are no queries: {some(absent)}; "
                         f"expected ids of queries")
     depth = max((norm.last + 1 for norm in norms if norm), default=0)
     rows = []
-    for codec, q, r, b in _coded(query, reference, background, codecs):
+    for codec, q, r, b in coded(query, reference, background, codecs):
+        find = None if codec.exact else codec.nearest
         biases: list[np.ndarray | None] = [None] * len(norms)
         if depth:
-            label = f"{codec}: background" if progress else None
-            products = background_products(q.vectors, None if b is None else b.vectors, depth, label=label)
+            products = background_products(q.vectors, None if b is None else b.vectors, depth, find=find,
+                                           label=f"{codec.text}: background" if progress else None)
             biases = [norm and norm.bias(products) for norm in norms]
-        found = search(q, r, k=k, candidates=candidates, biases=biases,
-                       label=f"{codec}: references" if progress else None)
-        for text, matches in zip(score_norms, found, strict=True):
+        found = search(q, r, k=k, candidates=rules, biases=biases, find=find,
+                       label=f"{codec.text}: references" if progress else None)
+        ways = [(rule, text) for rule in rules for text in score_norms]
+        for (rule, text), matches in zip(ways, found, strict=True):
             measured = evaluate_matches(matches, pairs)
             negatives = None if hard_negatives is None else (
                 queries_above(matches, hard_negatives, measured.threshold_at_p90), len(hard_negatives))
-            rows.append(ScoreRow(codec, text, candidates, measured, matches,
+            rows.append(ScoreRow(codec.text, text, rule, measured, matches,
                                  bootstrap.pooled(matches, pairs) if bootstrap else {}, negatives))
     return rows
 
@@ -193,9 +204,10 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     Raises:
         UserError: as `score_descriptors` and `evaluate_copydays`.
     """
-    codecs = _listed(codecs, "codecs")
+    codecs = listed(codecs, "codecs")
     check_candidates("per_query", k)
-    _check_dims({"query": query, "reference": reference, "background": background})
+    check_dims({"query": query, "reference": reference, "background": background})
+    check_exact(codecs, query.dim, "cd10k")
     reference = replace(reference, names=_in_block(reference.names), missing=_in_block(reference.missing))
     edited = [block for block in BLOCKS if block != "original"]
     reference = reference.chosen(~_in_copydays(reference.names, edited), ~_in_copydays(reference.missing, edited))
@@ -205,9 +217,9 @@ def score_copydays(query: Descriptors, reference: Descriptors, background: Descr
     originals = [name for name in reference.known.tolist() if name.startswith(ORIGINAL)]
     queries = query.known.tolist()
     rows = []
-    for codec, q, r, _ in _coded(query, reference, background, codecs):
-        matches = search_by_distance(q, r, k=k, label=f"{codec}: references" if progress else None)
-        rows.append(ScoreRow(codec, None, "per_query", evaluate_copydays(matches, queries, originals), matches,
+    for codec, q, r, _ in coded(query, reference, background, codecs):
+        matches = search_by_distance(q, r, k=k, label=f"{codec.text}: references" if progress else None)
+        rows.append(ScoreRow(codec.text, None, "per_query", evaluate_copydays(matches, queries, originals), matches,
                              bootstrap.copydays(matches, originals) if bootstrap else {}))
     return rows
 
@@ -232,52 +244,6 @@ def _in_copydays(ids: np.ndarray, blocks: Sequence[str] = BLOCKS) -> np.ndarray:
 
 def _in_block(ids: np.ndarray) -> np.ndarray:
     return np.array([name if "/" in name else f"distractors/{name}" for name in ids.tolist()], dtype=np.str_)
-
-
-def _coded(query: Descriptors, reference: Descriptors, background: Descriptors | None, codecs: Sequence[str],
-           ) -> Iterator[tuple[str, Descriptors, Descriptors, Descriptors | None]]:
-    """Yield (codec, query, reference, background), sorted by name, as every codec makes them."""
-    sets = [None if d is None else d.sorted() for d in (query, reference, background)]
-    trained = [Codec(text, query.dim) for text in codecs]
-    for codec in trained:  # all of them before the first search: a mistake shows at once
-        codec.train(None if sets[2] is None else sets[2].vectors)
-    for codec in trained:
-        yield codec.text, *(d if d is None else replace(d, vectors=codec.apply(d.vectors)) for d in sets)
-
-
-def _listed(values: Sequence[str | None] | str | None, name: str) -> list[str | None]:
-    values = [values] if values is None or isinstance(values, str | int | float) else list(values)
-    if not values:
-        raise UserError(f"{name}=[] asks for nothing; expected at least one, such as "
-                        f"{name}={'[Flat]' if name == 'codecs' else '[null]'}")
-    return values
-
-
-def _check_dims(sets: Mapping[str, Descriptors | None]) -> None:
-    dims = {name: d.dim for name, d in sets.items() if d is not None}
-    if len(set(dims.values())) > 1:
-        lengths = ", ".join(f"{name} {dim}" for name, dim in dims.items())
-        raise UserError(f"descriptors of different lengths: {lengths}; expected one length: extract all of "
-                        "them with the same model")
-
-
-def _check_ids(query: Descriptors, reference: Descriptors, pairs: Sequence[tuple[str, str]]) -> None:
-    """Refuse ground truth that names pictures which neither have a descriptor nor were unreadable."""
-    if not len(pairs):
-        raise UserError(NO_PAIRS)
-    named = [np.unique(column) for column in np.asarray(pairs, dtype=np.str_).T]
-    known = query.known, reference.known
-    if not np.isin(named[0], known[0]).any() and np.isin(named[0], known[1]).any():
-        raise UserError(f"query ids of the ground truth ({some(named[0], most=3)}) are in the reference "
-                        "descriptors and none is in the query descriptors: query and reference are swapped; "
-                        "expected query=QUERIES reference=REFERENCES: exchange the two")
-    for role, ids, there in zip(("query", "reference"), named, known, strict=True):
-        absent = np.setdiff1d(ids, there, assume_unique=True)
-        if absent.size:
-            raise UserError(f"{absent.size:,} of the {ids.size:,} {role} ids of the ground truth are not in "
-                            f"the {role} descriptors: {some(absent)} (these hold ids such as "
-                            f"{', '.join(there[:2])}); ids are file names without folder and extension: "
-                            f"extract all {role} pictures, or give the ground truth that belongs to them")
 
 
 def as_record(row: ScoreRow) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
+from rdcd.retrieval.rows import Rows, one_after_the_other, rows_of
 
 
 def _no_names() -> np.ndarray:
@@ -21,7 +22,7 @@ class Descriptors:
 
     Args:
         names: [n] picture ids (file names without folder and extension), each once.
-        vectors: float32 [n, d], finite; rows in any order.
+        vectors: float32 [n, d], finite; rows in any order. `Rows` are read only when needed.
         missing: [m] ids of pictures that could not be read at extraction: they exist, have no
             vector, and their ground-truth pairs count as missed.
 
@@ -30,16 +31,18 @@ class Descriptors:
     """
 
     names: np.ndarray
-    vectors: np.ndarray
+    vectors: np.ndarray | Rows
     missing: np.ndarray = field(default_factory=_no_names)
 
     def __post_init__(self) -> None:
         names, missing = (np.asarray(ids, dtype=np.str_) for ids in (self.names, self.missing))
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused below
-            vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
+        vectors = self.vectors
+        if not isinstance(vectors, Rows):
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused below
+                vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         for name, value in (("names", names), ("vectors", vectors), ("missing", missing)):
             object.__setattr__(self, name, value)
-        if vectors.ndim != 2 or names.ndim != 1 or missing.ndim != 1 or vectors.shape[1:] == (0,):
+        if len(vectors.shape) != 2 or names.ndim != 1 or missing.ndim != 1 or vectors.shape[1:] == (0,):
             raise UserError(f"vectors of shape {list(vectors.shape)} with names of shape "
                             f"{list(names.shape)}; expected [n, d] and [n]: extract them again")
         if len(names) != len(vectors):
@@ -53,7 +56,8 @@ class Descriptors:
             raise UserError(f"the same id twice: {some(ids[counts > 1])}; ids are file names without folder "
                             "and extension and must differ: rename or remove pictures, then extract again")
         # A row is finite exactly if its extremes are; they take no array of the vectors' size.
-        finite = np.isfinite(vectors.max(axis=1)) & np.isfinite(vectors.min(axis=1))
+        finite = np.concatenate([np.isfinite(block.max(axis=1)) & np.isfinite(block.min(axis=1))
+                                 for _, block in rows_of(vectors).blocks()])
         if not finite.all():
             raise UserError(f"NaN or infinity in the vectors of {some(names[~finite])}; expected finite "
                             "numbers: check the model that made them, then extract again")
@@ -76,12 +80,24 @@ class Descriptors:
         if (self.names[:-1] < self.names[1:]).all():
             return self
         order = np.argsort(self.names)
-        return Descriptors(self.names[order], self.vectors[order], self.missing)
-
+        return self._with(names=self.names[order], vectors=_taken(self.vectors, order))
 
     def chosen(self, rows: np.ndarray, missing: np.ndarray) -> "Descriptors":
         """Return the descriptors and the unreadable pictures that these masks choose."""
-        return Descriptors(self.names[rows], self.vectors[rows], self.missing[missing])
+        return Descriptors(self.names[rows], _taken(self.vectors, rows), self.missing[missing])
+
+    def coded(self, vectors: np.ndarray | Rows) -> "Descriptors":
+        """Return the same pictures with other vectors, finite ones, which are not looked at again."""
+        return self._with(vectors=vectors)
+
+    def _with(self, **fields: object) -> "Descriptors":
+        made = object.__new__(Descriptors)  # what is sound stays so: not checked again, a million names take seconds
+        made.__dict__.update(self.__dict__ | fields)
+        return made
+
+
+def _taken(vectors: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
+    return vectors.reordered(rows) if isinstance(vectors, Rows) else vectors[rows]
 
 
 def join(sets: Sequence[Descriptors]) -> Descriptors:
@@ -95,7 +111,8 @@ def join(sets: Sequence[Descriptors]) -> Descriptors:
     if len({d.dim for d in sets}) > 1:
         raise UserError(f"descriptors of different lengths: {', '.join(str(d.dim) for d in sets)}; expected one "
                         "length: extract all of them with the same model")
-    return Descriptors(*(np.concatenate([getattr(d, name) for d in sets]) for name in ("names", "vectors", "missing")))
+    names, missing = (np.concatenate([getattr(d, name) for d in sets]) for name in ("names", "missing"))
+    return Descriptors(names, one_after_the_other([rows_of(d.vectors) for d in sets]), missing)
 
 
 def some(ids: np.ndarray, *, most: int = 5) -> str:
@@ -105,7 +122,17 @@ def some(ids: np.ndarray, *, most: int = 5) -> str:
 
 
 def read_descriptors(path: str | Path) -> Descriptors:
-    """Read an HDF5 file of `vectors` [n, d], `image_names` [n] and, optionally, `missing` [m].
+    """Read a file as `open_descriptors` does, with its vectors in memory as one array."""
+    found = open_descriptors(path)
+    return found.coded(np.asarray(found.vectors))
+
+
+def open_descriptors(path: str | Path) -> Descriptors:
+    """Open an HDF5 file of `vectors` [n, d], `image_names` [n] and, optionally, `missing` [m].
+
+    Vectors stay in the file, mapped into memory, and are read over once to check them; the file must stay as it is
+    (`write_descriptors` replaces files, which is harmless). Those that are not plain float32, or compressed or in
+    chunks, are read into memory.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -127,7 +154,7 @@ def read_descriptors(path: str | Path) -> Descriptors:
                 holds = "nothing" if vectors.shape is None else vectors.dtype
                 raise UserError(f"{path}: `vectors` holds {holds}, expected float32: "
                                 "extract them again")
-            arguments = (_read_names(file, "image_names", path), vectors[()],
+            arguments = (_read_names(file, "image_names", path), _mapped(vectors, path),
                          _read_names(file, "missing", path) if "missing" in file else _no_names())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole HDF5 file ({error}); expected the file `rdcd extract` "
@@ -136,6 +163,17 @@ def read_descriptors(path: str | Path) -> Descriptors:
         return Descriptors(*arguments)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _mapped(vectors: h5py.Dataset, path: Path) -> Rows | np.ndarray:
+    """Return the vectors where they lie in the file; read them where they do not lie there as float32 rows."""
+    offset = vectors.id.get_offset()
+    plain = vectors.chunks is None and not vectors.external and not vectors.is_virtual and vectors.ndim == 2
+    if offset is None or offset % 4 or not plain or vectors.dtype != np.dtype("<f4") or vectors.file.userblock_size:
+        with np.errstate(over="ignore"):  # as in `Descriptors`
+            return vectors.astype(np.float32)[()] if vectors.ndim == 2 else vectors[()]
+    mapped = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=vectors.shape)
+    return Rows([mapped.view(np.ndarray)])
 
 
 def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
@@ -152,8 +190,9 @@ def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
 
 def write_descriptors(path: str | Path, descriptors: Descriptors) -> None:
     """Write `descriptors` to an HDF5 file, whole or not at all."""
-    write_blocks(path, [(descriptors.names, descriptors.vectors)], names=descriptors.names, dim=descriptors.dim,
-                 missing=descriptors.missing)
+    blocks = ((descriptors.names[start:start + len(block)], block)
+              for start, block in rows_of(descriptors.vectors).blocks())
+    write_blocks(path, blocks, names=descriptors.names, dim=descriptors.dim, missing=descriptors.missing)
 
 
 def write_blocks(path: str | Path, blocks: Iterable[tuple[Sequence[str], np.ndarray]], *, names: Sequence[str],

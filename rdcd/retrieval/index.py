@@ -19,7 +19,7 @@ import numpy as np
 
 from rdcd.errors import UserError, check_number
 from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.knn import nearest
+from rdcd.retrieval.nearest import nearest
 from rdcd.retrieval.score_norm import ScoreNorm, background_products, parse_score_norm
 from rdcd.retrieval.segments import Segment
 

@@ -1,12 +1,14 @@
 """Score normalization against a background set (METHOD section 5; SSCD section 5.3)."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rdcd.errors import UserError
-from rdcd.retrieval.knn import nearest
+from rdcd.retrieval.nearest import nearest
+from rdcd.retrieval.rows import Rows
 
 _FORM = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*\[\s*(\d+)\s*,\s*(\d+)\s*\]\s*")
 
@@ -44,8 +46,9 @@ def parse_score_norm(text: str | None) -> ScoreNorm | None:
     return ScoreNorm(float(found[1]), int(found[2]), int(found[3]))
 
 
-def background_products(queries: np.ndarray, background: np.ndarray | None, depth: int, *,
-                        label: str | None = None) -> np.ndarray:
+def background_products(queries: np.ndarray, background: np.ndarray | Rows | None, depth: int, *,
+                        label: str | None = None, find: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
+                        ) -> np.ndarray:
     """Return each query's `depth` largest inner products with the background, descending.
 
     Args:
@@ -53,6 +56,7 @@ def background_products(queries: np.ndarray, background: np.ndarray | None, dept
         background: float32 [m, d] with m >= depth.
         depth: 1 + the largest `last` of the normalizations to come.
         label: name of the progress bar; None shows none.
+        find: what searches in place of `nearest`, see `search`.
 
     Returns:
         float64 [n, depth].
@@ -65,7 +69,7 @@ def background_products(queries: np.ndarray, background: np.ndarray | None, dept
         raise UserError(f"score normalization needs a background of at least {depth} vectors, {had}; "
                         "give background=FILE (of `rdcd evaluate`, data.background=DIR) with enough of them, or "
                         "score_norms=[null] for none")
-    return nearest(queries, background, depth, label=label)[0]
+    return (find or nearest)(queries, background, depth, label=label)[0]
 
 
 def augment_queries(queries: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def test_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"codecs": ["foo"]}, "codec 'foo' does not end in Flat"),
+    ({"codecs": ["foo"]}, "faiss cannot parse codec 'foo'"),
     ({"codecs": []}, r"protocol.codecs=\[\]: expected a list of one or more"),
     ({"codecs": "Flat"}, "protocol.codecs=Flat: expected a list"),
     ({"codecs": ["Flat", "FOO8,Flat"]}, "faiss cannot parse codec 'FOO8,Flat'"),

@@ -331,7 +331,10 @@ def test_copydays_measures_what_the_metrics_define():
 @pytest.mark.parametrize("options, message", [
     ({"codecs": []}, r"codecs=\[\] asks for nothing; .*codecs=\[Flat\]"),
     ({"score_norms": []}, r"score_norms=\[\] asks for nothing; .*score_norms=\[null\]"),
-    ({"codecs": ["Flat", "PQ4"]}, "codec 'PQ4' does not end in Flat"),
+    ({"codecs": ["Flat", "PQ4"]}, "faiss cannot parse codec 'PQ4' for 6-d"),
+    ({"codecs": ["Flat", "SQ8"], "candidates": ["per_query", "global"]},
+     "codec 'SQ8' does not search exactly, which candidates=global needs"),
+    ({"candidates": []}, r"candidates=\[\] asks for nothing"),
     ({"codecs": ["PCAW7,Flat"]}, "PCA to 7 dimensions of 6-d"),
     ({"score_norms": ["1.0"]}, "score normalization '1.0' not understood"),
     ({"score_norms": ["1.0[0,30]"]}, "background of at least 31 vectors, got 30"),

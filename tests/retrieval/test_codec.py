@@ -33,7 +33,7 @@ def whitened(background, vectors, keep):
 
 @pytest.mark.parametrize("text, keep", [("PCAW{d},L2norm,Flat", 12), ("PCAW5,L2norm,Flat", 5)])
 def test_whitening_equals_the_oracle(text, keep, monkeypatch):
-    monkeypatch.setattr(module, "_ROWS", 7)  # several blocks
+    monkeypatch.setattr(module, "BLOCK", 7)  # several blocks
     rng = np.random.default_rng(0)
     known, vectors = background(rng), rng.normal(size=(30, 12)).astype(np.float32)
     found, expected = trained(text, known).apply(vectors), whitened(known, vectors, keep)
@@ -61,18 +61,20 @@ def test_every_codec_gets_its_own_dimension():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("PCAW8", "codec 'PCAW8' does not end in Flat"),
-    ("SQ8", "does not end in Flat"),
-    ("HNSWFlat", "does not end in Flat"),
-    ("", "does not end in Flat"),
-    (None, "codec None does not end in Flat"),
+    ("PCAW8", "faiss cannot parse codec 'PCAW8' for 12-d descriptors; .*'PCAW{d},L2norm,Flat', 'Flat' for none"),
+    ("HNSWFlat", "faiss cannot parse"),
+    ("", "codec '': expected an index-factory string"),
+    (None, "codec None: expected an index-factory string"),
     ("PCAX9,Flat", "faiss cannot parse codec 'PCAX9,Flat' for 12-d descriptors"),
     ("{e},Flat", "faiss cannot parse"),
     (",Flat", "faiss cannot parse"),
-    ("IVF4,Flat", "not a chain of vector transforms"),
-    ("PCA4,IVF4,Flat", "not a chain of vector transforms.*search here is exact"),
+    ("PQ5", "faiss cannot parse codec 'PQ5'"),
+    ("Flat;nprobe=3", "faiss cannot parse"),
+    ("IVF4,Flat;nprobes=3", "faiss cannot parse"),
+    ("NSG16", "codec 'NSG16' is a IndexNSGFlat, which is not measured here; expected Flat, SQ, PQ, LSH, IVF or HNSW"),
+    ("IDMap,Flat", "is a IndexIDMap"),
     ("PCAW13,L2norm,Flat", "PCA to 13 dimensions of 12-d descriptors; expected 1 to 12"),
-        ("PCA0,Flat", "PCA to 0 dimensions of 12-d descriptors; expected 1 to 12"),
+    ("PCA0,Flat", "PCA to 0 dimensions of 12-d descriptors; expected 1 to 12"),
 ])
 def test_refuses_other_strings(text, message):
     with pytest.raises(UserError, match=message):

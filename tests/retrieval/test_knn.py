@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from rdcd.errors import UserError
-from rdcd.retrieval import knn
+from rdcd.retrieval import knn, pairs, rows
+from rdcd.retrieval import nearest as nearest_module
 from rdcd.retrieval.descriptors import Descriptors
 from rdcd.retrieval.knn import best_pairs, nearest, search, search_by_distance
 
@@ -36,9 +37,10 @@ def described(prefix, values):
 @pytest.fixture(params=["plain", "small blocks"])
 def blocks(request, monkeypatch):
     if request.param == "small blocks":
-        monkeypatch.setattr(knn, "_QUERIES", 3)
-        monkeypatch.setattr(knn, "_PAIRS", 200)
-        monkeypatch.setattr(knn, "_RESCORED", 5)
+        monkeypatch.setattr(rows, "BLOCK", 7)
+        monkeypatch.setattr(nearest_module, "_PROPOSALS", 100)
+        monkeypatch.setattr(nearest_module, "_RESCORED", 5)
+        monkeypatch.setattr(pairs, "_PAIRS", 20)
 
 
 @pytest.mark.parametrize("grid", [False, True])
@@ -69,7 +71,7 @@ def test_collapsed_descriptors_end_and_keep_the_order():
     same = np.full((9000, 8), 0.3, dtype=np.float32)  # more than one block of references
     scores, rows = nearest(same[:3], same, 5)
     assert (scores == scores[0, 0]).all() and rows.shape == (3, 5)
-    q, r, scores = best_pairs(same[:3], same, 9100)
+    ((q, r, scores),) = best_pairs(same[:3], same, 9100)
     assert q.tolist() == [0] * 9000 + [1] * 100 and r.tolist() == [*range(9000), *range(100)]
     assert (scores == scores[0]).all()
 
@@ -79,22 +81,24 @@ def test_collapsed_descriptors_end_and_keep_the_order():
 @pytest.mark.parametrize("n, m, d, count", [(1, 1, 1, 3), (7, 60, 3, 20), (25, 90, 2, 250),
                                             (25, 12, 5, 1000)])
 def test_best_pairs_equal_the_oracle(blocks, monkeypatch, spare, grid, n, m, d, count):
-    monkeypatch.setattr(knn, "_DEEPEST", spare)  # with few spare pairs the running cut is at work
+    monkeypatch.setattr(pairs, "_ROOM", spare)  # with few spare pairs the running cut is at work
+    monkeypatch.setattr(pairs, "_LISTED", spare)  # with few listed, all pairs of a query are looked at
     rng = np.random.default_rng(n * m + d + count + grid)
     queries, references = vectors(rng, n, d, grid=grid), vectors(rng, m, d, grid=grid)
     bias = rng.integers(-3, 4, n) / 8 if grid else rng.normal(size=n)
-    for shift in (np.zeros(n), bias):
-        q, r, scores = best_pairs(queries, references, count, bias=shift if shift.any() else None)
+    found = best_pairs(queries, references, count, biases=[None, bias])
+    for shift, (q, r, scores) in zip((np.zeros(n), bias), found, strict=True):
         expected = best_oracle(queries, references, count, shift)
         assert list(zip(q.tolist(), r.tolist(), strict=True)) == [(i, j) for _, i, j in expected]
         np.testing.assert_allclose(scores, [-s for s, _, _ in expected], atol=1e-12)
 
 
 def test_best_pairs_over_many_blocks_of_references(monkeypatch):
-    monkeypatch.setattr(knn, "_DEEPEST", 3)
+    monkeypatch.setattr(pairs, "_ROOM", 3)
+    monkeypatch.setattr(pairs, "_LISTED", 3)
     rng = np.random.default_rng(4)
     queries, references = vectors(rng, 6, 3, grid=True), vectors(rng, 20_000, 3, grid=True)
-    q, r, scores = best_pairs(queries, references, 500)
+    ((q, r, scores),) = best_pairs(queries, references, 500)
     everything = queries.astype(np.float64) @ references.T.astype(np.float64)
     order = np.argsort(-everything, axis=None, kind="stable")[:500]
     assert (q * 20_000 + r).tolist() == order.tolist()
@@ -132,10 +136,11 @@ def test_per_query_searches_once_for_all_normalizations(monkeypatch):
 
 
 def test_a_long_search_shows_a_bar_on_stderr(monkeypatch, capsys):
-    monkeypatch.setattr(knn, "_QUERIES", 2)
+    monkeypatch.setattr(rows, "BLOCK", 2)
     rng = np.random.default_rng(7)
     nearest(vectors(rng, 5, 2, grid=False), vectors(rng, 5, 2, grid=False), 1, label="looking")
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == "" and said.err
 
 
 @pytest.mark.parametrize("options, message", [
