@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdcd.data.images import write_ledger
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, own_cores, share_cores
@@ -183,12 +182,11 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
     embed = make_embed(network, device=device, precision=precision, compile=(batch_size, size) if compile else None)
     plan = {"images": str(pictures.root.absolute()), "pictures": pictures.digest(),
             "model": card["architecture"]["trunk"], "weights": _digest(network), "size": size, "resize": resize,
-            "decode": decode, "bucket": bucket, "precision": precision, "compile": compile,
-            "device": device, "batch_size": batch_size, "shard": shard}
+            "decode": decode, "bucket": bucket, "precision": precision, "compile": compile, "device": device,
+            "batch_size": batch_size, "shard": shard}
     shards = Shards(out, plan=plan, pictures=pictures, dim=network.dim, shard=shard)
-    named = Path(out).with_name(f"{Path(out).stem}-bad_files.csv")
     if process.rank == 0:
-        named.unlink(missing_ok=True)
+        shards.ledger.unlink(missing_ok=True)  # of an earlier run
     ledger = Ledger(shards.folder / f"bad_files-{process.rank}.csv", max_bad_share=max_bad_share)
     process.wait()  # all have seen the same shards
     _fill(shards, embed, dataset, ledger, process=process, batch_size=batch_size,
@@ -196,12 +194,10 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
     process.wait()
     if process.rank == 0:
         bad = shards.merge()
-        if bad:
-            write_ledger(named, bad)
         shards.remove()
         print(f"{out}: {len(pictures) - len(bad)} descriptors of {network.dim} numbers, {size} px {resize}")
         if bad:
-            print(f"{len(bad)} pictures could not be read; {named} lists them")
+            print(f"{len(bad)} pictures could not be read; {shards.ledger} lists them")
     process.part()
     return Path(out)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rdcd.data.images import write_ledger
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import end_with_torchrun
 from rdcd.errors import BadImage, UserError
@@ -78,6 +79,7 @@ class Shards:
     def __init__(self, out: str | Path, *, plan: dict, pictures: Manifest, dim: int, shard: int) -> None:
         self.out, self.pictures, self.dim = Path(out), pictures, dim
         self.folder = self.out.with_name(f"{self.out.name}.parts")
+        self.ledger = self.out.with_name(f"{self.out.stem}-bad_files.csv")  # of the whole
         self.rows = [range(start, min(start + shard, len(pictures))) for start in range(0, len(pictures), shard)]
         before = self.folder / "plan.json"
         if before.is_file():
@@ -121,7 +123,9 @@ class Shards:
                    {"bad": [[index, error.path, error.reason] for index, error in sorted(bad.items())]})
 
     def merge(self) -> list[BadImage]:
-        """Write the descriptor file from all shards, one after the other; return what could not be read.
+        """Write the descriptor file, and before it the list of unreadable pictures; return these.
+
+        Both are made in the folder of shards, so that a kill leaves nothing unfinished beside the file to come.
 
         Raises:
             UserError: not one picture could be read, or a descriptor is not finite.
@@ -139,12 +143,17 @@ class Shards:
                 vectors = np.load(self.array(number), mmap_mode="r")[np.array(kept, dtype=np.int64) - rows.start]
                 yield [names[index] for index in kept], vectors
 
-        whole = self.folder / "whole.h5"  # there, so that a kill leaves nothing beside the file to come
+        whole, listed = self.folder / "whole.h5", self.folder / "bad_files.csv"
         write_blocks(whole, blocks(), names=[name for i, name in enumerate(names) if i not in bad], dim=self.dim,
                      missing=[names[index] for index in sorted(bad)])
+        if bad:
+            write_ledger(listed, list(bad.values()))
+            os.replace(listed, self.ledger)
         os.replace(whole, self.out)
         return list(bad.values())
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder; what is left of it if that is cut short counts as no shard."""
+        for number in range(len(self.rows)):
+            self.array(number).with_suffix(".json").unlink()
         shutil.rmtree(self.folder)

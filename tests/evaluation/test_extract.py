@@ -1,10 +1,12 @@
 import csv
 import json
 import os
+import random
 import shutil
-import subprocess
-import sys
+import signal
+import socket
 import time
+from multiprocessing import Process, get_context
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-import rdcd
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.extract import assemble, check_device, extract, extract_descriptors, load_network
@@ -22,7 +23,6 @@ from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import save_student
 from rdcd.retrieval.descriptors import read_descriptors
 
-ROOT = Path(rdcd.__file__).resolve().parent.parent
 NAMES = [f"R{i}" for i in range(11)]
 
 
@@ -183,60 +183,73 @@ def test_shards_of_another_extraction_are_refused(holed: Manifest, pictures: Man
     assert len(read_descriptors(extract(**settings | {"images": str(pictures.root)}))) == 11
 
 
-def words(root: Path, folder: Path, weights: Path) -> list[str]:
-    return ["-m", "rdcd", "extract", f"images={root}", f"model={weights}", f"out={folder}/r.h5", "size=40", "shard=3",
-            "batch_size=2", "resize=short", "device=cpu", "max_bad_share=0.5"]
+SMALL = {"size": 40, "shard": 3, "batch_size": 2, "resize": "short", "device": "cpu", "max_bad_share": 0.5}
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bits(student: Student, fill, tmp_path: Path) -> None:
-    """SIGKILL as soon as one more shard is whole, so that every run but the last dies within a shard or the merge."""
-    names = [f"R{i:02d}" for i in range(18)]
-    root = fill(tmp_path / "holed", names, bad=("R03", "R11"))
-    weights = save_student(tmp_path / "student.safetensors", student, size=40)
-    command = [sys.executable, *words(root, tmp_path / "killed", weights)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    parts = tmp_path / "killed" / "r.h5.parts"
-    for wanted in (1, 4):
-        run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while run.poll() is None and len(list(parts.glob("0*.json"))) < wanted:
-            time.sleep(0.002)
-        run.kill()
-        run.communicate()
-        assert not (tmp_path / "killed" / "r.h5").exists() or wanted == 4
-    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy") if path.with_suffix(".json").exists()}
-    assert before, "killed too late to show anything"
-    monitor = {}
+def started(environment: dict[str, str] | None = None, **settings) -> Process:
+    """A process of its own that extracts, as if from the command line."""
+    def run() -> None:
+        os.environ.update(environment or {})
+        extract(**settings, **SMALL)
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bits(student: Student, fill, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    names = [f"R{i:02d}" for i in range(36)]
+    root = str(fill(tmp_path / "holed", names, bad=("R03", "R11", "R35")))
+    model = str(save_student(tmp_path / "student.safetensors", student, size=40))
+    out, parts = tmp_path / "killed" / "r.h5", tmp_path / "killed" / "r.h5.parts"
+    moments, kills, kept = random.Random(0), 0, 0
+    for wanted in (0, 1, 3, 3, 6, 8, 12):  # so many shards are whole
+        process = started(images=root, model=model, out=str(out))
+        while process.is_alive() and not out.exists() and len(list(parts.glob("0*.json"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert {path.name for path in (tmp_path / "killed").glob("*")} <= {"r.h5.parts", "r.h5", "r-bad_files.csv"}
+        if out.exists():  # and perhaps what is left of its shards
+            break
+        done = len(list(parts.glob("0*.json")))
+        assert done >= kept  # what is whole stays
+        kept = done
+    assert kills >= 4 and kept >= 3
+    made: list[int] = []
     write = Shards.write
-
-    def watched(self, number, groups, bad):
-        monitor[number] = True
-        write(self, number, groups, bad)
-
-    arguments = {"model": str(weights), "size": 40, "shard": 3, "batch_size": 2, "resize": "short", "device": "cpu",
-                 "max_bad_share": 0.5}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Shards, "write", watched)
-        extract(images=str(root), out=str(tmp_path / "killed" / "r.h5"), **arguments)
-        assert not {f"{number:06d}.npy" for number in monitor} & set(before)  # finished shards were not done again
-        monitor.clear()
-        extract(images=str(root), out=str(tmp_path / "whole" / "r.h5"), **arguments)
-        assert len(monitor) == 6
-    killed, whole = ((tmp_path / name / "r.h5").read_bytes() for name in ("killed", "whole"))
-    assert killed == whole
-    assert read_descriptors(tmp_path / "whole" / "r.h5").names.tolist() == [n for n in names if n not in ("R03", "R11")]
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["r-bad_files.csv", "r.h5"]
+    monkeypatch.setattr(Shards, "write", lambda self, number, *rest: (made.append(number), write(self, number, *rest)))
+    if parts.exists():
+        whole = {int(path.stem) for path in parts.glob("0*.json")}
+        extract(images=root, model=model, out=str(out), **SMALL)
+        assert made == [number for number in range(12) if number not in whole]
+    made.clear()
+    extract(images=root, model=model, out=str(tmp_path / "whole" / "r.h5"), **SMALL)
+    assert made == list(range(12))
+    assert out.read_bytes() == (tmp_path / "whole" / "r.h5").read_bytes()
+    found = read_descriptors(out)
+    assert found.names.tolist() == [name for name in names if name not in ("R03", "R11", "R35")]
+    for place in ("killed", "whole"):
+        assert sorted(path.name for path in (tmp_path / place).iterdir()) == ["r-bad_files.csv", "r.h5"]
 
 
-def test_two_processes_write_the_file_of_one(student: Student, holed: Manifest, tmp_path: Path) -> None:
-    weights = save_student(tmp_path / "student.safetensors", student, size=40)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *launcher, *words(holed.root, tmp_path / "two", weights)], env=environment,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("8 descriptors of 6 numbers") == 1
-    extract(images=str(holed.root), model=str(weights), out=str(tmp_path / "one" / "r.h5"), size=40, shard=3,
-            batch_size=2, resize="short", device="cpu", max_bad_share=0.5)
+def test_two_processes_write_the_file_of_one(student: Student, holed: Manifest, tmp_path: Path, monkeypatch) -> None:
+    """With the variables that torchrun sets."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = str(save_student(tmp_path / "student.safetensors", student, size=40))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [started(common | {"RANK": rank, "LOCAL_RANK": rank}, images=str(holed.root), model=model,
+                    out=str(tmp_path / "two" / "r.h5")) for rank in "01"]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    extract(images=str(holed.root), model=model, out=str(tmp_path / "one" / "r.h5"), **SMALL)
     for name in ("r.h5", "r-bad_files.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["r-bad_files.csv", "r.h5"]
