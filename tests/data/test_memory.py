@@ -15,12 +15,13 @@ from rdcd.data.parallel import start_worker
 from rdcd.data.views import EpochSampler, Pictures, TwoViews
 from rdcd.errors import BadImage
 
-COUNT, BATCH, MEGABYTE = 1_000_000, 2000, 2**20
+COUNT, BATCH, MEGABYTE = 1_000_000, 10_000, 2**20
 
 
 @pytest.fixture(scope="module")
 def million() -> Manifest:
-    return Manifest("/data/images", [f"/data/images/shard{i // 50_000:02d}/T{i:06d}.jpg" for i in range(COUNT)])
+    return Manifest("/data/images", [f"/data/images/shard{i // 50_000:02d}/T{i:06d}.jpg" for i in range(COUNT)],
+                    names=[f"T{i:06d}" for i in range(COUNT)])
 
 
 class Listed(Dataset):
