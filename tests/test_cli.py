@@ -178,7 +178,7 @@ def test_a_commands_own_refusal_exits_with_2(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["codecs=3"], "codec 3 does not end in Flat"),
+    (["codecs=3"], "codec 3: expected an index-factory string"),
     (["score_norms=3"], "score normalization 3 not understood"),
     (["query=null"], "query=None: expected a path"),
     (["reference=3"], "reference=3: expected a path"),

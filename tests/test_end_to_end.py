@@ -414,7 +414,7 @@ MISTAKES = {
     "half an epoch": (["train", "data.root=bench", "trainer.epochs=1.5"], "epochs=1.5", None),
     "no number": (["train", "data.root=bench", "trainer.optimization.lr=fast"], "optimization.lr=fast", None),
     "misspelt codec": (["train", "data.root=bench", "protocol.codecs=[flat]"],
-                       "codec 'flat' does not end in Flat", None),
+                       "cannot parse codec 'flat'", None),
 }
 
 
