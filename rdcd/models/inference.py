@@ -35,7 +35,7 @@ def make_embed(network: nn.Module, *, device: str, precision: str = "fp32",
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision}: expected one of {', '.join(PRECISIONS)}")
-    ready = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+    ready = copy.deepcopy(network).to(device).eval()
     layout = torch.contiguous_format
     if any(isinstance(module, nn.Conv2d) for module in ready.modules()):
         fold_batch_norms(ready)
