@@ -48,6 +48,8 @@ class Codec:
                             "an approximate index such as 'SQ8' or 'IVF256,Flat;nprobe=16'") from error
         self._take(index)
         last = self._last
+        if isinstance(last, faiss.IndexPQ):
+            last.do_polysemous_training = False  # minutes of annealing, of use to a search that nothing here asks for
         self.exact = isinstance(last, faiss.IndexFlat)
         self._signs = last.d if binary else None
         if not isinstance(last, faiss.IndexFlatCodes | faiss.IndexIVF | faiss.IndexHNSW):

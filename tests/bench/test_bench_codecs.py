@@ -12,11 +12,11 @@ from rdcd.errors import UserError
 from rdcd.evaluation.score import score
 from rdcd.retrieval.codec import Codec
 
-CODECS = ["PCA8,L2norm,Flat", "SQfp16", "SQ8", "LSH", "IVF4,Flat;nprobe=4"]
+CODECS = ["PCA8,L2norm,Flat", "SQfp16", "SQ8", "LSH", "PQ4", "HNSW8", "IVF4,Flat;nprobe=4"]
 
 
 def test_rows_are_those_of_score(tmp_path: Path, capsys) -> None:
-    places = draw(tmp_path, queries=60, references=400, background=300, dim=16, seed=1, noise=1.2)
+    places = draw(tmp_path, queries=60, references=400, background=500, dim=16, seed=1, noise=1.2)
     result = bench_codecs(**{role: str(place) for role, place in places.items()}, codecs=CODECS, k=5, turns=2,
                           out=str(tmp_path / "c.json"))
     assert json.loads((tmp_path / "c.json").read_text()) == result
@@ -29,8 +29,8 @@ def test_rows_are_those_of_score(tmp_path: Path, capsys) -> None:
         assert (row["uAP"], row["uAP_SN"]) == (pytest.approx(plain["uAP"]), pytest.approx(normalized["uAP"]))
         assert row["uAP_SN_difference"] == row["uAP_SN"] - rows[0]["uAP_SN"]
         assert all(isinstance(value, str | int | float) for value in row.values())
-    assert [row["bytes"] for row in rows] == [64, 32, 32, 16, 2, 72]
-    assert rows[5]["uAP"] == pytest.approx(rows[0]["uAP"], abs=1e-6)  # looks at every list
+    assert [row["bytes"] for row in rows] == [64, 32, 32, 16, 2, 4, 128, 72]
+    assert rows[-1]["uAP"] == pytest.approx(rows[0]["uAP"], abs=1e-6)  # looks at every list
 
 
 def test_halves_and_signs_equal_the_plain_computation() -> None:
