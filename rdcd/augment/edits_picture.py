@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from rdcd.augment.ops import shift_hue
+from rdcd.augment.steps import shift_hue
 from rdcd.errors import UserError
 
 Parameters = dict[str, object]

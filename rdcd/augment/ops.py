@@ -1,58 +1,59 @@
-"""The edits that make a training view: each is `op(picture, rng)`, RGB picture to RGB picture.
+"""The edits that make a training view: an op draws a step, whose parameters are all known, for pictures of a size.
 
-Written plainly, one PIL call after another, at the picture's full size. An op leaves its input picture as
-it was, draws its parameters from `rng` uniformly over the closed range it is given, and takes pictures of
-any size and shape from 1 x 1 pixel.
+An op draws uniformly over the closed range it is given, and for pictures of any size and shape from 1 x 1 pixel.
+What is drawn depends on the generator and the size alone, so that a view can be planned before a picture is decoded.
 """
 
-import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image
 
-from rdcd.augment import assets
+from rdcd.augment import assets, steps
 
-Op = Callable[[Image.Image, np.random.Generator], Image.Image]
 Range = tuple[float, float]
 
-_ENHANCERS = {
-    "brightness": ImageEnhance.Brightness,
-    "contrast": ImageEnhance.Contrast,
-    "saturation": ImageEnhance.Color,
-}
+
+class Op:
+    """One random edit: `op(picture, rng)`, RGB picture to RGB picture."""
+
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Step:
+        """Draw the edit for a picture of `width` x `height` pixels."""
+        raise NotImplementedError
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Draw the edit and apply it; the picture itself stays as it was."""
+        return self.draw(*picture.size, rng).apply(picture)
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Op):
     """Mirror left and right."""
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Mirrored:
+        return steps.Mirrored()
 
 
 @dataclass(frozen=True)
-class QuarterTurn:
+class QuarterTurn(Op):
     """Turn by 90, 180 or 270 degrees; exact, the frame turns with its content."""
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-        return picture.transpose(turns[rng.integers(3)])
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.QuarterTurned:
+        return steps.QuarterTurned(1 + int(rng.integers(3)))
 
 
 @dataclass(frozen=True)
-class Rotate:
+class Rotate(Op):
     """Rotate about the centre by a whole number of degrees, 0 to 359: bilinear, size kept, black corners."""
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return picture.rotate(int(rng.integers(360)), resample=Image.Resampling.BILINEAR)
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Rotated:
+        return steps.Rotated(int(rng.integers(360)))
 
 
 @dataclass(frozen=True)
-class OverlayText:
+class OverlayText(Op):
     """Write one line of random glyphs of one random font, in a random colour.
 
     The line has 1 to n glyphs, n being how many fit into the picture; it lies wholly inside. The picture
@@ -66,10 +67,11 @@ class OverlayText:
     size: Range = (0.1, 0.3)
     opacity: Range = (0.1, 1.0)
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Step:
         faces = assets.typefaces()
         face = faces[rng.integers(len(faces))]
-        font = face.at(max(1, int(min(picture.size) * rng.uniform(*self.size))))
+        pixels = max(1, int(min(width, height) * rng.uniform(*self.size)))
+        font = face.at(pixels)
         glyphs = "".join(face.characters[i] for i in rng.integers(len(face.characters), size=100))
         colour = tuple(int(c) for c in rng.integers(256, size=3))
         ink = round(255 * rng.uniform(*self.opacity))
@@ -80,24 +82,22 @@ class OverlayText:
 
         def fits(count: int) -> bool:
             left, top, right, bottom = box(count)
-            return right - left <= picture.width and bottom - top <= picture.height
+            return right - left <= width and bottom - top <= height
 
         counts = list(takewhile(fits, range(1, len(glyphs) + 1)))
         if not counts:
-            return picture
+            return steps.Nothing()
         count = counts[rng.integers(len(counts))]
         left, top, right, bottom = box(count)
         if right <= left or bottom <= top:
-            return picture
-        mask = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(mask).text((-left, -top), glyphs[:count], fill=ink, font=font)
-        picture = picture.copy()
-        picture.paste(colour, _random_place(picture, mask, rng), mask)
-        return picture
+            return steps.Nothing()
+        x, y = _random_place(width, height, right - left, bottom - top, rng)
+        return steps.Text(face, pixels, glyphs[:count], colour, ink, (left, top),
+                          (x, y, x + right - left, y + bottom - top))
 
 
 @dataclass(frozen=True)
-class OverlayEmoji:
+class OverlayEmoji(Op):
     """Put one random emoji wholly inside the picture.
 
     Args:
@@ -108,26 +108,22 @@ class OverlayEmoji:
     size: Range = (0.1, 0.5)
     opacity: Range = (0.7, 1.0)
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Emoji:
         files = assets.emoji_files()
-        emoji = assets.read_emoji(files[rng.integers(len(files))])
-        side = max(1, round(min(picture.size) * rng.uniform(*self.size)))
+        path = files[rng.integers(len(files))]
+        side = max(1, round(min(width, height) * rng.uniform(*self.size)))
         opacity = rng.uniform(*self.opacity)
-        emoji = emoji.resize((side, side), Image.Resampling.BILINEAR)
-        mask = emoji.getchannel("A").point([round(alpha * opacity) for alpha in range(256)])
-        picture = picture.copy()
-        picture.paste(emoji.convert("RGB"), _random_place(picture, emoji, rng), mask)
-        return picture
+        return steps.Emoji(path, side, opacity, _random_place(width, height, side, side, rng))
 
 
-def _random_place(picture: Image.Image, overlay: Image.Image, rng: np.random.Generator) -> tuple[int, int]:
-    left = rng.integers(picture.width - overlay.width, endpoint=True)
-    top = rng.integers(picture.height - overlay.height, endpoint=True)
+def _random_place(width: int, height: int, wide: int, tall: int, rng: np.random.Generator) -> tuple[int, int]:
+    left = rng.integers(width - wide, endpoint=True)
+    top = rng.integers(height - tall, endpoint=True)
     return int(left), int(top)
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(Op):
     """Cut out a random box and resize it to a square (bilinear, antialiased), as torchvision does.
 
     Args:
@@ -158,13 +154,12 @@ class RandomResizedCrop:
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        cut = picture.crop(self.box(*picture.size, rng))
-        return cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Resized:
+        return steps.Resized(self.box(width, height, rng), self.size)
 
 
 @dataclass(frozen=True)
-class SquareResize:
+class SquareResize(Op):
     """Resize to a square, aspect not kept (bilinear, antialiased).
 
     Args:
@@ -173,12 +168,12 @@ class SquareResize:
 
     size: int
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Resized:
+        return steps.Resized((0, 0, width, height), self.size)
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Op):
     """Change brightness, contrast, saturation and hue, in random order, as torchvision does.
 
     Args:
@@ -202,33 +197,20 @@ class ColorJitter:
         names = list(values)
         return [(names[i], values[names[i]]) for i in rng.permutation(4)]
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for name, value in self.sample(rng):
-            if name == "hue":
-                picture = shift_hue(picture, value)
-            else:
-                picture = _ENHANCERS[name](picture).enhance(value)
-        return picture
-
-
-def shift_hue(picture: Image.Image, turns: float) -> Image.Image:
-    """Turn the colour circle of `picture` by `turns` (1 = once round), in 8-bit HSV."""
-    hue, saturation, value = picture.convert("HSV").split()
-    steps = int(turns * 255)
-    hue = hue.point([(h + steps) % 256 for h in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Jittered:
+        return steps.Jittered(tuple(self.sample(rng)))
 
 
 @dataclass(frozen=True)
-class Grayscale:
+class Grayscale(Op):
     """Keep the luma only, in three equal channels."""
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return picture.convert("L").convert("RGB")
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Grey:
+        return steps.Grey()
 
 
 @dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(Op):
     """Blur with Pillow's Gaussian.
 
     Args:
@@ -237,12 +219,12 @@ class GaussianBlur:
 
     radius: Range
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(*self.radius)))
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Blurred:
+        return steps.Blurred(float(rng.uniform(*self.radius)))
 
 
 @dataclass(frozen=True)
-class JpegReencode:
+class JpegReencode(Op):
     """Encode as JPEG and decode again.
 
     Args:
@@ -251,8 +233,5 @@ class JpegReencode:
 
     quality: tuple[int, int] = (0, 100)
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(rng.integers(*self.quality, endpoint=True)))
-        with Image.open(file) as decoded:
-            return decoded.convert("RGB")
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.Reencoded:
+        return steps.Reencoded(int(rng.integers(*self.quality, endpoint=True)))
