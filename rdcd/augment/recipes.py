@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from rdcd.augment import assets, ops
+from rdcd.augment.steps import Step
 from rdcd.errors import UserError
 
 
@@ -26,6 +27,7 @@ class Recipe:
 
     size: int
     steps: tuple[tuple[float, ops.Op], ...]
+    path: str = "fast"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -34,6 +36,16 @@ class Recipe:
         for probability, op in self.steps:
             if not 0 <= probability <= 1:
                 raise UserError(f"probability {probability} of {op}: expected 0 to 1")
+
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> list[Step]:
+        """Draw the steps that `__call__` would take of a picture of `width` x `height` pixels; one draw from `rng`."""
+        rng = np.random.default_rng(rng.integers(2**63))
+        drawn = []
+        for probability, op in self.steps:
+            if rng.random() < probability:
+                drawn.append(op.draw(width, height, rng))
+                width, height = drawn[-1].size(width, height)
+        return drawn
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Make one view of an RGB picture of any size; takes exactly one draw from `rng`."""

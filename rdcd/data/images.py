@@ -49,9 +49,9 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
     """
     with opened(source, max_pixels=max_pixels) as picture:
         if at_least is not None and picture.format in ("JPEG", "MPO"):
-            picture.draft(None, at_least[::-1] if _orientation(picture) in _LYING else at_least)
+            picture.draft(None, at_least[::-1] if orientation_of(picture) in _LYING else at_least)
         picture.load()
-        how = _UPRIGHT.get(_orientation(picture))
+        how = _UPRIGHT.get(orientation_of(picture))
         return _to_rgb(picture if how is None else picture.transpose(how))
 
 
@@ -62,7 +62,7 @@ def upright_size(source: str | Path | bytes) -> tuple[int, int]:
         BadImage: naming the file and what is wrong with it.
     """
     with opened(source) as picture:
-        return picture.size[::-1] if _orientation(picture) in _LYING else picture.size
+        return picture.size[::-1] if orientation_of(picture) in _LYING else picture.size
 
 
 @contextmanager
@@ -139,11 +139,20 @@ def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
                                  f"allowed")
 
 
-def _orientation(picture: Image.Image) -> int | None:
+def orientation_of(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 1 where there is none or it is broken."""
     try:
-        return picture.getexif().get(_ORIENTATION)
+        how = picture.getexif().get(_ORIENTATION)
     except Exception:  # of a broken EXIF block, Pillow's reader raises anything; the picture is sound
-        return None
+        return 1
+    return how if how in _UPRIGHT else 1
+
+
+def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array [h, w, 3] as EXIF's `orientation` asks."""
+    if orientation == 1:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Samples for the networks: two augmented views for training, one resized picture for extraction."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from rdcd.augment import fast
+from rdcd.data.encoded import Encoded
 from rdcd.data.images import open_image, upright_size
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError, check_number
@@ -18,7 +21,7 @@ MAX_ASPECT = 16  # where the aspect is kept: a thin line of a picture would beco
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
+def to_tensor(picture: Image.Image | np.ndarray) -> Tensor:
     """Return a picture as uint8 [3, H, W]; networks scale to [0, 1] and normalize themselves."""
     return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
@@ -32,7 +35,8 @@ class TwoViews(Dataset):
 
     Args:
         pictures: the training pictures.
-        augment: recipe, PIL picture and generator → PIL picture of fixed size.
+        augment: recipe, PIL picture and generator → PIL picture of fixed size; a `Recipe` makes them by the way that
+            its `path` names.
         seed: seed of all views.
     """
 
@@ -44,21 +48,26 @@ class TwoViews(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        picture, shown, bad = self._decode(index)
-        views = [to_tensor(self.augment(picture, np.random.default_rng((self.seed, epoch, index, view))))
-                 for view in range(2)]
-        return {"query": views[0], "key": views[1], "index": shown, "bad": bad}
-
-    def _decode(self, index: int) -> tuple[Image.Image, int, list[BadImage]]:
         bad: list[BadImage] = []
         for shift in range(min(len(self), 100)):
             shown = (index + shift) % len(self)
             try:
-                return open_image(self.pictures.path(shown)), shown, bad
+                views = self._views(self.pictures.path(shown), epoch, index)
             except BadImage as error:
                 bad.append(error)
+            else:
+                return {"query": views[0], "key": views[1], "index": shown, "bad": bad}
         raise UserError(f"{len(bad)} training pictures in a row do not decode, the first {bad[0].path} "
                         f"({bad[0].reason}): check the folder {self.pictures.root}")
+
+    def _views(self, path: Path, epoch: int, index: int) -> list[Tensor]:
+        generators = [np.random.default_rng((self.seed, epoch, index, view)) for view in range(2)]
+        if getattr(self.augment, "path", "plain") == "plain":
+            picture = open_image(path)
+            return [to_tensor(self.augment(picture, rng)) for rng in generators]
+        encoded = Encoded(path)
+        drawn = [self.augment.draw(encoded.width, encoded.height, rng) for rng in generators]
+        return [to_tensor(view) for view in fast.views(encoded.pixels, encoded.width, encoded.height, drawn)]
 
 
 def collate_views(samples: list[dict]) -> dict:

@@ -1,0 +1,84 @@
+"""The steps that change values and not places, on arrays of 8-bit RGB, by library kernels.
+
+Each equals its step of `rdcd.augment.steps` but for rounding: a blur is a Gaussian where Pillow's is three boxes of the
+same deviation, hue turns in OpenCV's 8-bit HSV.
+"""
+
+import math
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from rdcd.augment import steps
+
+cv2.setNumThreads(1)  # a loader process has one core
+_LEVELS = np.arange(256, dtype=np.float32)
+_HALVED = 2.0  # deviation, pixels, from which a blur works on half the resolution
+
+
+def edited(view: np.ndarray, step: steps.Step) -> np.ndarray:
+    """Apply a step to a view, uint8 [H, W, 3]; the view itself may be used up."""
+    if isinstance(step, steps.Jittered):
+        return jittered(view, step.changes)
+    if isinstance(step, steps.Grey):
+        return cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if isinstance(step, steps.Blurred):
+        return blurred(view, step.radius)
+    if isinstance(step, steps.Reencoded):
+        return reencoded(view, step.quality)
+    if isinstance(step, steps.Mirrored):
+        return cv2.flip(view, 1)
+    from PIL import Image
+
+    return np.asarray(step.apply(Image.fromarray(view)))
+
+
+def jittered(view: np.ndarray, changes: tuple[tuple[str, float], ...]) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue in the order given."""
+    for name, value in changes:
+        if name == "brightness":
+            view = cv2.LUT(view, _levels(0.0, value))
+        elif name == "contrast":
+            mean = int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+            view = cv2.LUT(view, _levels(mean, value))
+        elif name == "saturation":
+            grey = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            view = cv2.addWeighted(view, value, grey, 1 - value, -0.5)  # Pillow cuts fractions off, OpenCV rounds
+        else:
+            view = hue_turned(view, value)
+    return view
+
+
+def _levels(ground: float, factor: float) -> np.ndarray:
+    """Return what becomes of the 256 values blended away from `ground`, as Pillow does it."""
+    return np.clip(ground + np.float32(factor) * (_LEVELS - np.float32(ground)), 0, 255).astype(np.uint8)
+
+
+def hue_turned(view: np.ndarray, turns: float) -> np.ndarray:
+    """Turn the colour circle by `turns`, 1 = once round."""
+    hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # goes round at 256
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def blurred(view: np.ndarray, deviation: float) -> np.ndarray:
+    """Blur by a Gaussian; a wide one at half the resolution, whose reduction and enlargement blur a part of it."""
+    height, width = view.shape[:2]
+    if deviation < _HALVED or min(height, width) < 16:
+        return _gaussian(view, deviation)
+    half = cv2.resize(view, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+    half = _gaussian(half, math.sqrt(deviation**2 - 1 / 4 - 2 / 3) / 2)  # variances of a box and a triangle, in pixels
+    return cv2.resize(half, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _gaussian(view: np.ndarray, deviation: float) -> np.ndarray:
+    side = 2 * math.ceil(3 * deviation) + 1
+    return cv2.GaussianBlur(view, (side, side), deviation, borderType=cv2.BORDER_REPLICATE)
+
+
+def reencoded(view: np.ndarray, quality: int) -> np.ndarray:
+    """Encode as JPEG, chroma halved as Pillow does, and decode; equal to Pillow's to the bit."""
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality=max(quality, 1), colorsubsampling="420",
+                                  fastdct=False)
+    return simplejpeg.decode_jpeg(data)
