@@ -89,10 +89,15 @@ def views(decode: Decode, width: int, height: int, drawn: Sequence[Sequence[step
         uint8 [side, side, 3] each.
     """
     plans = [plan(some, width, height) for some in drawn]
-    allowed = min((1.0 if p is None else p.reduction / SPARE for p in plans), default=1.0)
-    pixels = decode(max(scale for scale in (1, 2, 4, 8) if scale <= max(allowed, 1)))
+    pixels = decode(reduction(plans))
     return [_plainly(pixels, some) if p is None else rendered(pixels, p)
             for p, some in zip(plans, drawn, strict=True)]
+
+
+def reduction(plans: Sequence[Plan | None]) -> int:
+    """Return by how much the sides of a picture may be divided for all its views: 1, 2, 4 or 8."""
+    allowed = min((1.0 if p is None else p.reduction / SPARE for p in plans), default=1.0)
+    return max(scale for scale in (1, 2, 4, 8) if scale <= max(allowed, 1))
 
 
 def _plainly(pixels: np.ndarray, drawn: Sequence[steps.Step]) -> np.ndarray:
@@ -170,7 +175,7 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     tall, wide = pixels.shape[:2]
     left, right = (round(x * wide / width) for x in (box[0], box[2]))
     top, bottom = (round(y * tall / height) for y in (box[1], box[3]))
-    cut = pixels[top:max(bottom, top + 1), left:max(right, left + 1)]
+    cut = np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
     if cut.shape[:2] == (down, across):
         return cut
     batch = torch.from_numpy(cut).permute(2, 0, 1)[None]  # channels last, as the kernel for 8 bits likes it

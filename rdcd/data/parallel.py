@@ -67,8 +67,13 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Undo `keep_freed_memory`, with the defaults of glibc: for loader workers, whose pictures vary in size."""
+    """Undo `keep_freed_memory`, with the defaults of glibc."""
     _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc reuse freed blocks of usual pictures, and return those of large ones: for loader workers."""
+    _mallopt(mmap_max=65536, mmap_threshold=2**24, trim_threshold=2**26, top_pad=2**22)
 
 
 def start_worker(worker: int = 0) -> None:
@@ -79,7 +84,7 @@ def start_worker(worker: int = 0) -> None:
     gc.freeze()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    return_freed_memory()
+    reuse_freed_memory()
 
 
 @atexit.register
@@ -103,7 +108,8 @@ def end_with_torchrun() -> None:
 def _mallopt(**values: int) -> None:
     if platform.libc_ver()[0] != "glibc":
         return
-    mallopt, numbers = ctypes.CDLL(None).mallopt, {"mmap_max": -4, "trim_threshold": -1, "top_pad": -2}  # of malloc.h
+    mallopt, numbers = ctypes.CDLL(None).mallopt, {"mmap_max": -4, "mmap_threshold": -3, "trim_threshold": -1,
+                                                        "top_pad": -2}  # of malloc.h
     for name, value in values.items():
         mallopt(numbers[name], value)
 
