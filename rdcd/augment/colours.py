@@ -13,7 +13,7 @@ import simplejpeg
 from rdcd.augment import steps
 
 cv2.setNumThreads(1)  # a loader process has one core
-_LEVELS = np.arange(256, dtype=np.float32)
+_OWN, _LUMA = np.eye(3), np.tile([0.299, 0.587, 0.114], (3, 1))
 _HALVED = 2.0  # deviation, pixels, from which a blur works on half the resolution
 
 
@@ -37,22 +37,19 @@ def edited(view: np.ndarray, step: steps.Step) -> np.ndarray:
 def jittered(view: np.ndarray, changes: tuple[tuple[str, float], ...]) -> np.ndarray:
     """Change brightness, contrast, saturation and hue in the order given."""
     for name, value in changes:
-        if name == "brightness":
-            view = cv2.LUT(view, _levels(0.0, value))
-        elif name == "contrast":
-            mean = int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-            view = cv2.LUT(view, _levels(mean, value))
-        elif name == "saturation":
-            grey = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            view = cv2.addWeighted(view, value, grey, 1 - value, -0.5)  # Pillow cuts fractions off, OpenCV rounds
-        else:
+        if name == "hue":
             view = hue_turned(view, value)
+        elif name == "saturation":
+            view = _mixed(view, value * _OWN + (1 - value) * _LUMA, 0.0)
+        else:
+            ground = 0 if name == "brightness" else int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+            view = _mixed(view, value * _OWN, (1 - value) * ground)
     return view
 
 
-def _levels(ground: float, factor: float) -> np.ndarray:
-    """Return what becomes of the 256 values blended away from `ground`, as Pillow does it."""
-    return np.clip(ground + np.float32(factor) * (_LEVELS - np.float32(ground)), 0, 255).astype(np.uint8)
+def _mixed(view: np.ndarray, matrix: np.ndarray, offset: float) -> np.ndarray:
+    """Return matrix [3, 3] x colour + offset, cut to 0 … 255; Pillow cuts fractions off where OpenCV rounds."""
+    return cv2.transform(view, np.column_stack([matrix, np.full(3, offset - 0.5)]))
 
 
 def hue_turned(view: np.ndarray, turns: float) -> np.ndarray:

@@ -9,6 +9,8 @@ The oracle is the plain way, `Recipe.__call__`, of the same steps.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from rdcd.augment.colours import edited
 
 SPARE = 1.0  # how many times finer than the view a reduced picture must be
 _TEXT = 2.0  # how many times larger than it ends up text is drawn, before it is reduced
+_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 Box = tuple[float, float, float, float]
 Decode = Callable[[int], np.ndarray]
 
@@ -161,8 +164,8 @@ def _unturned(p: Plan) -> Box:
 
 def _turned(view: np.ndarray, turns: Sequence[steps.Step]) -> np.ndarray:
     for turn in turns:
-        view = np.rot90(view, turn.quarters) if isinstance(turn, steps.QuarterTurned) else view[:, ::-1]
-    return np.ascontiguousarray(view)
+        view = cv2.rotate(view, _TURNS[turn.quarters]) if isinstance(turn, steps.QuarterTurned) else cv2.flip(view, 1)
+    return view
 
 
 def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, down: int) -> np.ndarray:
@@ -178,9 +181,10 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     cut = np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
     if cut.shape[:2] == (down, across):
         return cut
-    batch = torch.from_numpy(cut).permute(2, 0, 1)[None]  # channels last, as the kernel for 8 bits likes it
-    done = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)
-    return done[0].permute(1, 2, 0).numpy()
+    if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
+        return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
+    batch = torch.from_numpy(cut).permute(2, 0, 1)[None]  # equal to Pillow's but for rounding, and three times as fast
+    return cv2.merge(list(interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].numpy()))
 
 
 def _overlaid(view: np.ndarray, overlays: Sequence[steps.Step], origin: tuple[float, float],
@@ -196,26 +200,35 @@ def _overlaid(view: np.ndarray, overlays: Sequence[steps.Step], origin: tuple[fl
             continue
         ink, mask = (_text if isinstance(step, steps.Text) else _emoji)(step, x1 - x0, y1 - y0, scale)
         seen = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
-        mask, ground = mask[seen][..., None].astype(np.uint16), view[top:bottom, left:right]
-        ink = (ink[seen] if ink.ndim == 3 else ink).astype(np.uint16)
-        ground[...] = (ground * (255 - mask) + ink * mask + 127) // 255
+        rest = cv2.cvtColor(255 - mask[seen], cv2.COLOR_GRAY2RGB)
+        ground = view[top:bottom, left:right]
+        ground[...] = cv2.add(cv2.multiply(ground, rest, scale=1 / 255), ink[seen])
     return view
 
 
 def _text(step: steps.Text, width: int, height: int, scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the colour [3] and the mask [height, width] of a line of text."""
+    """Return colour times opacity, [height, width, 3], and the opacity [height, width] of a line of text."""
     share = min(1.0, _TEXT * max(scale))
     font = step.face.at(max(step.pixels * share, 1.0))
-    left, top, right, bottom = (step.offset[0], step.offset[1], step.offset[0] + step.box[2] - step.box[0],
-                                step.offset[1] + step.box[3] - step.box[1])
+    left, top, right, bottom = step.box
     drawn = Image.new("L", (max(1, round((right - left) * share)), max(1, round((bottom - top) * share))))
-    ImageDraw.Draw(drawn).text((-left * share, -top * share), step.glyphs, fill=step.ink, font=font)
-    mask = np.asarray(drawn)
-    kind = cv2.INTER_AREA if width * height < mask.size else cv2.INTER_LINEAR
-    return np.array(step.colour), cv2.resize(mask, (width, height), interpolation=kind)
+    ImageDraw.Draw(drawn).text((-step.offset[0] * share, -step.offset[1] * share), step.glyphs, fill=step.ink,
+                               font=font)
+    mask = _fitted(np.asarray(drawn), width, height)
+    return cv2.merge([cv2.convertScaleAbs(mask, alpha=value / 255) for value in step.colour]), mask
 
 
 def _emoji(step: steps.Emoji, width: int, height: int, scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the colours [height, width, 3] and the mask [height, width] of an emoji."""
-    emoji = np.asarray(assets.read_emoji(step.path).resize((width, height), Image.Resampling.BILINEAR))
-    return emoji[..., :3], np.rint(emoji[..., 3] * step.opacity).astype(np.uint8)
+    """Return colour times opacity, [height, width, 3], and the opacity [height, width] of an emoji."""
+    emoji = cv2.convertScaleAbs(_fitted(_premultiplied(step.path), width, height), alpha=step.opacity)
+    return emoji[..., :3], np.ascontiguousarray(emoji[..., 3])
+
+
+@lru_cache(maxsize=None)
+def _premultiplied(path: Path) -> np.ndarray:
+    return np.asarray(assets.read_emoji(path).convert("RGBa"))
+
+
+def _fitted(patch: np.ndarray, width: int, height: int) -> np.ndarray:
+    smaller = width * height < patch.shape[0] * patch.shape[1]
+    return cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)

@@ -5,8 +5,8 @@ What is drawn depends on the generator and the size alone, so that a view can be
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 from PIL import Image
@@ -84,10 +84,12 @@ class OverlayText(Op):
             left, top, right, bottom = box(count)
             return right - left <= width and bottom - top <= height
 
-        counts = list(takewhile(fits, range(1, len(glyphs) + 1)))
-        if not counts:
+        most = _longest(fits, len(glyphs))
+        if not most:
             return steps.Nothing()
-        count = counts[rng.integers(len(counts))]
+        count = int(rng.integers(most)) + 1
+        while not fits(count):  # marks that join may make a longer line narrower
+            count -= 1
         left, top, right, bottom = box(count)
         if right <= left or bottom <= top:
             return steps.Nothing()
@@ -114,6 +116,18 @@ class OverlayEmoji(Op):
         side = max(1, round(min(width, height) * rng.uniform(*self.size)))
         opacity = rng.uniform(*self.opacity)
         return steps.Emoji(path, side, opacity, _random_place(width, height, side, side, rng))
+
+
+def _longest(fits: Callable[[int], bool], limit: int) -> int:
+    """Return the largest n up to `limit` with fits(n), 0 for none, if those that fit are the smaller ones."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _random_place(width: int, height: int, wide: int, tall: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -6,7 +6,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from rdcd.data.images import open_image, opened, orientation_of, turned_upright
+from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright
+
+_WHOLE = 1 << 25  # bytes of a file that is read at once
 
 
 class Encoded:
@@ -20,8 +22,11 @@ class Encoded:
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
-        self.source = source
-        self._data: bytes | None = None
+        self.source, self._orientation = source, 1
+        self._data = _plain_jpeg(source)
+        if self._data is not None:
+            self.height, self.width = simplejpeg.decode_jpeg_header(self._data)[:2]
+            return
         with opened(source) as picture:
             self._orientation = orientation_of(picture)
             self.width, self.height = picture.size if self._orientation < 5 else picture.size[::-1]
@@ -52,3 +57,22 @@ class Encoded:
     def picture(self) -> Image.Image:
         """Decode to upright RGB, whole, by Pillow."""
         return open_image(self.source)
+
+
+def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
+    """Return the bytes of a JPEG that needs nothing of Pillow's reader: baseline, no EXIF, of allowed size."""
+    if not isinstance(source, bytes):
+        path = check_regular(source)
+        if path.stat().st_size > _WHOLE:
+            return None
+        try:
+            source = path.read_bytes()
+        except OSError:
+            return None  # which `opened` words
+    if not source.startswith(b"\xff\xd8") or b"\xff\xc2" in source or b"Exif\0" in source:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(source)
+    except ValueError:
+        return None
+    return source if space == "YCbCr" and height * width <= MAX_PIXELS else None

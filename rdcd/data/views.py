@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -23,7 +24,10 @@ Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 def to_tensor(picture: Image.Image | np.ndarray) -> Tensor:
     """Return a picture as uint8 [3, H, W]; networks scale to [0, 1] and normalize themselves."""
-    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    pixels = np.asarray(picture, dtype=np.uint8)
+    planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(planes))
+    return torch.from_numpy(planes)
 
 
 class TwoViews(Dataset):
