@@ -33,7 +33,8 @@ def values(section, *keys):
 
 
 def check_common(config):
-    assert config["augment"] == {"_target_": "rdcd.augment.recipes.advanced", "size": 224}
+    assert config["augment"] == {"_target_": "rdcd.augment.recipes.advanced", "size": 224, "path": "fast",
+                                 "device": None}
     assert values(config["data"], "size", "test_size", "synthetic") == (224, 288, None)
     trainer = config["trainer"]
     assert values(trainer, "epochs", "precision", "sync_batchnorm") == (100, "32-true", True)

@@ -1,7 +1,7 @@
 """The steps that change values and not places, on arrays of 8-bit RGB, by library kernels.
 
-Each equals its step of `rdcd.augment.steps` but for rounding: a blur is a Gaussian where Pillow's is three boxes of the
-same deviation, hue turns in OpenCV's 8-bit HSV.
+Each equals its step of `rdcd.augment.steps` but for rounding: hue turns in OpenCV's 8-bit HSV, and wide blurs are made at half
+the resolution.
 """
 
 import math
@@ -60,22 +60,32 @@ def hue_turned(view: np.ndarray, turns: float) -> np.ndarray:
 
 
 def blurred(view: np.ndarray, deviation: float) -> np.ndarray:
-    """Blur by a Gaussian; a wide one at half the resolution, whose reduction and enlargement blur a part of it."""
+    """Blur as Pillow's Gaussian; a wide one at half the resolution, whose reduction and enlargement blur a part."""
     height, width = view.shape[:2]
     if deviation < _HALVED or min(height, width) < 16:
-        return _gaussian(view, deviation)
+        return _smoothed(view, deviation)
     half = cv2.resize(view, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
-    half = _gaussian(half, math.sqrt(deviation**2 - 1 / 4 - 2 / 3) / 2)  # variances of a box and a triangle, in pixels
+    half = _smoothed(half, math.sqrt(deviation**2 - 1 / 4 - 2 / 3) / 2)  # variances of a box and a triangle, in pixels
     return cv2.resize(half, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _gaussian(view: np.ndarray, deviation: float) -> np.ndarray:
-    side = 2 * math.ceil(3 * deviation) + 1
-    return cv2.GaussianBlur(view, (side, side), deviation, borderType=cv2.BORDER_REPLICATE)
+def _smoothed(view: np.ndarray, deviation: float) -> np.ndarray:
+    kernel = kernel_of(deviation)
+    return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+def kernel_of(deviation: float) -> np.ndarray:
+    """Return Pillow's Gaussian along a row, float64 [n], n odd: three boxes whose outermost pixels count in part."""
+    variance = deviation**2 / 3
+    reach = int((math.sqrt(12 * variance + 1) - 1) / 2)
+    inner = reach * (reach + 1) * (2 * reach + 1) / 3
+    outer = (variance * (2 * reach + 1) - inner) / (2 * ((reach + 1)**2 - variance))
+    box = np.array([outer, *[1.0] * (2 * reach + 1), outer])
+    box /= box.sum()
+    return np.convolve(np.convolve(box, box), box)
 
 
 def reencoded(view: np.ndarray, quality: int) -> np.ndarray:
     """Encode as JPEG, chroma halved as Pillow does, and decode; equal to Pillow's to the bit."""
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality=max(quality, 1), colorsubsampling="420",
-                                  fastdct=False)
+    data = cv2.imencode(".jpg", cv2.cvtColor(view, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return simplejpeg.decode_jpeg(data)

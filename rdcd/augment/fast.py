@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate
 from rdcd.augment import assets, steps
 from rdcd.augment.colours import edited
 
-SPARE = 1.0  # how many times finer than the view a reduced picture must be
-_TEXT = 2.0  # how many times larger than it ends up text is drawn, before it is reduced
+SPARE = 1.25  # how many times finer than the view a reduced picture must be
+_TEXT = 4.0  # how many times larger than it ends up text is drawn, before it is reduced
 _TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 Box = tuple[float, float, float, float]
 Decode = Callable[[int], np.ndarray]
@@ -183,7 +183,9 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
         return cut
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
         return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
-    batch = torch.from_numpy(cut).permute(2, 0, 1)[None]  # equal to Pillow's but for rounding, and three times as fast
+    batch = torch.from_numpy(cut)
+    # equal to Pillow's but for rounding, and three times as fast
+    batch = (batch.permute(2, 0, 1) if cut.ndim == 3 else batch[None])[None]
     return cv2.merge(list(interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].numpy()))
 
 
@@ -214,7 +216,7 @@ def _text(step: steps.Text, width: int, height: int, scale: tuple[float, float])
     drawn = Image.new("L", (max(1, round((right - left) * share)), max(1, round((bottom - top) * share))))
     ImageDraw.Draw(drawn).text((-step.offset[0] * share, -step.offset[1] * share), step.glyphs, fill=step.ink,
                                font=font)
-    mask = _fitted(np.asarray(drawn), width, height)
+    mask = _fitted(np.array(drawn), width, height)
     return cv2.merge([cv2.convertScaleAbs(mask, alpha=value / 255) for value in step.colour]), mask
 
 
@@ -226,9 +228,8 @@ def _emoji(step: steps.Emoji, width: int, height: int, scale: tuple[float, float
 
 @lru_cache(maxsize=None)
 def _premultiplied(path: Path) -> np.ndarray:
-    return np.asarray(assets.read_emoji(path).convert("RGBa"))
+    return np.array(assets.read_emoji(path).convert("RGBa"))
 
 
 def _fitted(patch: np.ndarray, width: int, height: int) -> np.ndarray:
-    smaller = width * height < patch.shape[0] * patch.shape[1]
-    return cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return resized(patch, (0, 0, *patch.shape[1::-1]), *patch.shape[1::-1], width, height)

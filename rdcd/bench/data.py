@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import simplejpeg
 import torch
@@ -38,8 +37,8 @@ def bench_data(*, images: str | None = None, recipe: str = "advanced", size: int
     """Time two views of every picture, made plainly, as training makes them, and their bare decoding, in turns.
 
     All three in one process with one thread. The plain way decodes by Pillow once for both views, then takes the
-    recipe's edits one by one at full size; bare decoding is libjpeg-turbo's, of the whole picture. What a stage costs is
-    measured apart, with a clock between the stages. Loader workers are measured through the loader of training.
+    recipe's edits one by one at full size; bare decoding is libjpeg-turbo's, of the whole picture. What a stage costs
+    is measured apart, with a clock between the stages. Loader workers are measured through the loader of training.
 
     Args:
         images: folder of photographs; those smaller than `sides` are laid side by side, since enlarging one would leave

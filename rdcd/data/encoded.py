@@ -52,7 +52,7 @@ class Encoded:
                         self._orientation)
             except ValueError:  # what is odd about it, Pillow tells, or takes
                 pass
-        return np.asarray(open_image(self.source))
+        return np.array(open_image(self.source))
 
     def picture(self) -> Image.Image:
         """Decode to upright RGB, whole, by Pillow."""

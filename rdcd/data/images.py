@@ -152,7 +152,7 @@ def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn an array [h, w, 3] as EXIF's `orientation` asks."""
     if orientation == 1:
         return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

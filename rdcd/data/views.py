@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from rdcd.augment import fast
+from rdcd.augment import fast, on_device
 from rdcd.data.encoded import Encoded
 from rdcd.data.images import open_image, upright_size
 from rdcd.data.manifest import Manifest
@@ -18,6 +18,7 @@ from rdcd.errors import BadImage, UserError, check_number
 
 RESIZES = {"square": "square, aspect not kept", "short": "short side, aspect kept", "long": "long side, aspect kept"}
 DECODES = ("exact", "reduced")
+VIEWS = ("query", "key")
 MAX_ASPECT = 16  # where the aspect is kept: a thin line of a picture would become one of a million pixels, or of one
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -56,28 +57,38 @@ class TwoViews(Dataset):
         for shift in range(min(len(self), 100)):
             shown = (index + shift) % len(self)
             try:
-                views = self._views(self.pictures.path(shown), epoch, index)
+                return {**self._views(self.pictures.path(shown), epoch, index), "index": shown, "bad": bad}
             except BadImage as error:
                 bad.append(error)
-            else:
-                return {"query": views[0], "key": views[1], "index": shown, "bad": bad}
         raise UserError(f"{len(bad)} training pictures in a row do not decode, the first {bad[0].path} "
                         f"({bad[0].reason}): check the folder {self.pictures.root}")
 
-    def _views(self, path: Path, epoch: int, index: int) -> list[Tensor]:
+    def _views(self, path: Path, epoch: int, index: int) -> dict[str, Tensor]:
         generators = [np.random.default_rng((self.seed, epoch, index, view)) for view in range(2)]
         if getattr(self.augment, "path", "plain") == "plain":
             picture = open_image(path)
-            return [to_tensor(self.augment(picture, rng)) for rng in generators]
+            return {name: to_tensor(self.augment(picture, rng)) for name, rng in zip(VIEWS, generators, strict=True)}
         encoded = Encoded(path)
         drawn = [self.augment.draw(encoded.width, encoded.height, rng) for rng in generators]
-        return [to_tensor(view) for view in fast.views(encoded.pixels, encoded.width, encoded.height, drawn)]
+        sample, left = {}, None
+        if self.augment.device:
+            drawn, left = zip(*map(on_device.split, drawn), strict=True)
+        views = fast.views(encoded.pixels, encoded.width, encoded.height, drawn)
+        for number, name in enumerate(VIEWS):
+            sample[name] = to_tensor(views[number])
+            if left is not None:
+                sample[f"{name}_edits"] = left[number]
+        return sample
 
 
 def collate_views(samples: list[dict]) -> dict:
-    """Stack samples: `query`, `key` uint8 [B, 3, S, S], `index` [B]; `bad`, a list for every sample that has one."""
-    return {"query": torch.stack([s["query"] for s in samples]), "key": torch.stack([s["key"] for s in samples]),
-            "index": torch.tensor([s["index"] for s in samples]), "bad": [s["bad"] for s in samples if s["bad"]]}
+    """Stack samples: `query`, `key` uint8 [B, 3, S, S], `index` [B]; `bad`, a list for every sample that has one.
+
+    Where edits are left to the device, see `Recipe`, `query_edits` and `key_edits` say which, float32 [B, WIDTH].
+    """
+    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name not in ("index", "bad")}
+    return {**stacked, "index": torch.tensor([s["index"] for s in samples]),
+            "bad": [s["bad"] for s in samples if s["bad"]]}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

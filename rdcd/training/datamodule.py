@@ -111,6 +111,8 @@ class DataModule(pl.LightningDataModule):
     def __init__(self, pictures: Manifest, augment: Augment, *, settings: DataSettings, protocol: Protocol,
                  benchmark: Benchmark | None, validation_size: int, seed: int) -> None:
         super().__init__()
+        if getattr(augment, "device", None) == "cuda" and default_device() != "cuda":
+            raise UserError("augment.device=cuda and no GPU to train on: leave it to the loader, augment.device=null")
         self.views = TwoViews(pictures, augment, seed=seed)
         self.settings, self.protocol, self.benchmark = settings, protocol, benchmark
         self.validation_size, self.seed = validation_size, seed
