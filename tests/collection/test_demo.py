@@ -223,10 +223,10 @@ def test_the_command_says_where_it_is_and_ends_at_an_interrupt(place: Path, monk
     monkeypatch.setattr(provenance, "_run", {"command": None, "config": None})
     with listen(0) as free:
         port = free.getsockname()[1]
-    seen = []
+    seen, failed = [], threading.Event()
 
     def visit() -> None:
-        while True:
+        while not failed.wait(0.02):
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")  # and stays open
                 seen.append(connection.recv(1000))
@@ -237,6 +237,7 @@ def test_the_command_says_where_it_is_and_ends_at_an_interrupt(place: Path, monk
     try:
         assert cli.main(["demo", f"index={place / 'index'}", f"port={port}", "device=cpu"]) == 0
     finally:
+        failed.set()
         visitor.join()
         GlobalHydra.instance().clear()
     said = capsys.readouterr().out
