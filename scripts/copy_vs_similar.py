@@ -1,4 +1,4 @@
-"""Measure what perceptual hashes, a trunk as it comes and a student find on the same pictures (docs/copy-vs-similar.md).
+"""Measure what hashes, a trunk as it comes and a student find on the same pictures (docs/copy-vs-similar.md).
 
     python scripts/copy_vs_similar.py student=student.safetensors trunk=timm:mobilenetv2_100:FILE
     python scripts/copy_vs_similar.py student=… trunk=… photos=DIR similar='grocery_*' name=copy-vs-similar
@@ -27,13 +27,12 @@ from rdcd.errors import UserError
 from rdcd.evaluation.extract import extract_descriptors
 from rdcd.evaluation.networks import load_network, preprocessing
 from rdcd.files import atomic_path, write_json
-from rdcd.models.hashes import HASHES
 from rdcd.provenance import provenance, set_run
 from rdcd.retrieval.nearest import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = 90  # JPEG quality of queries, and of drawn references
-SHARES = (0.9, 0.5)  # of the copies, that a threshold finds
+SHARES = (0.9, 0.7, 0.5)  # of the copies, that a threshold finds
 SHOWN = ("jpeg", "crop", "flip", "rotate", "text", "overlay_onto", "collage")  # families of the montage
 
 
@@ -93,10 +92,18 @@ class Found:
     own: np.ndarray
 
 
-def look(pictures: Set, model: str) -> tuple[Found, dict]:
-    """Search the references for all queries with a model as `load_network` takes it; return what is found, its card."""
+def look(pictures: Set, model: str, *, size: int | None = None) -> tuple[Found, dict[str, object]]:
+    """Search the references for all queries.
+
+    Args:
+        model: as `load_network` takes it.
+        size: in pixels; None: what its card says.
+
+    Returns:
+        what is found, and the size and the hash of the weights.
+    """
     network, card = load_network(model)
-    size, resize = preprocessing(card, size=None, resize=None)
+    size, resize = preprocessing(card, size=size, resize=None)
 
     def described(paths: list[Path], label: str) -> np.ndarray:
         manifest = Manifest("/", paths, names=[str(path) for path in paths])
@@ -109,12 +116,12 @@ def look(pictures: Set, model: str) -> tuple[Found, dict]:
     scores, rows = nearest(queries, references, 1)
     own = [np.nan if row is None else float(queries[i].astype(np.float64) @ references[row].astype(np.float64))
            for i, row in enumerate(pictures.truth)]
-    return Found(rows[:, 0], scores[:, 0], np.array(own)), card
+    return Found(rows[:, 0], scores[:, 0], np.array(own)), {"pixels": size, "weights": card.get("weights_sha256")}
 
 
 def tabulate(pictures: Set, found: dict[str, Found]) -> list[dict[str, object]]:
-    """Return rows with a share a method: by family, copies whose original comes first; similar pictures taken for copies
-    at the highest threshold that a share of all copies reach with their original."""
+    """Return rows with a share a method: by family, copies whose original comes first; similar pictures taken for
+    copies at the highest threshold that a share of all copies reach with their original."""
     families = np.array(pictures.families)
     truth = np.array([-1 if row is None else row for row in pictures.truth])
     copies = truth >= 0
@@ -136,14 +143,14 @@ def threshold(scores: np.ndarray, share: float) -> float:
     return float(np.sort(scores)[::-1][int(np.ceil(share * len(scores))) - 1])
 
 
-def montage(path: Path, pictures: Set, found: dict[str, Found], *, side: int = 132) -> None:
+def montage(path: Path, pictures: Set, found: dict[str, Found], *, side: int = 112) -> None:
     """Draw the first query of some families and two that are no copies, each with every method's first match."""
     shown = [pictures.families.index(family) for family in SHOWN if family in pictures.families]
     shown += [i for i, family in enumerate(pictures.families) if family == "similar"][:2]
     gap, line = 8, 18
     columns = ["query", *(name.replace("_", " ") for name in found)]
     sheet = Image.new("RGB", (gap + len(columns) * (side + gap), 28 + len(shown) * (side + line + gap)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, name in enumerate(columns):
         pen.text((gap + column * (side + gap), 6), name, "black", font)
     for row, query in enumerate(shown):
@@ -163,31 +170,33 @@ def montage(path: Path, pictures: Set, found: dict[str, Found], *, side: int = 1
             pen.rectangle((left - 2, top - 2, left + side + 1, top + side + 1), outline=colour, width=2)
             pen.text((left, top + side + 3), said, colour, font)
     with atomic_path(path) as partial:
-        sheet.save(partial, quality=82, optimize=True)
+        sheet.save(partial, quality=80, optimize=True)
 
 
 def measure(*, student: str, trunk: str, photos: str | None = None, similar: str | None = None,
-            name: str = "copy-vs-similar-drawn", references: int = 500, copies: int = 8, others: int = 150,
+            name: str = "copy-vs-similar-drawn", references: int = 300, copies: int = 8, others: int = 100,
             families: Sequence[str] = tuple(EDITS), seed: int = 0, size: int = 160, out: Path = ROOT / "docs") -> Path:
     """Measure all methods and write the result file, of drawn pictures with the montage; return the result file."""
-    methods = {"pHash": "phash", "PDQ": "pdq", "trunk_as_it_comes": trunk, "student": student}
-    if "pdq" in HASHES and not _has_pdq():
-        methods.pop("PDQ")
+    its, ours = _size(trunk), _size(student)
+    methods = {"pHash": ("phash", None), "PDQ": ("pdq", None), f"trunk_{its}_px": (trunk, its),
+               f"trunk_{ours}_px": (trunk, ours), f"student_{ours}_px": (student, ours)}
+    if not _has_pdq():
+        del methods["PDQ"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         collection = _drawn(folder, references + others + 50, size) if photos is None else find_images(photos)
         pictures = make_set(collection, folder, similar=similar, references=references, copies=copies, others=others,
                             families=families, seed=seed)
-        looked = {method: look(pictures, model) for method, model in methods.items()}
+        looked = {method: look(pictures, model, size=side) for method, (model, side) in methods.items()}
         found = {method: one for method, (one, _) in looked.items()}
         rows = tabulate(pictures, found)
         if photos is None:
             montage(out / "images" / "copy-vs-similar.jpg", pictures, found)
-    weights = {method: card["weights_sha256"] for method, (_, card) in looked.items() if card.get("weights_sha256")}
-    sizes = {method: preprocessing(card, size=None, resize=None)[0] for method, (_, card) in looked.items()}
+    weights = {method: about["weights"] for method, (_, about) in looked.items() if about["weights"]}
     path = out / "results" / f"{name}.json"
     write_json(path, {"rows": rows, "pictures": "drawn" if photos is None else "photographs", "references": references,
-                      "pixels": sizes, "provenance": provenance(seed=seed, weights=weights, device="cpu")})
+                      "pixels": {method: about["pixels"] for method, (_, about) in looked.items()},
+                      "provenance": provenance(seed=seed, weights=weights, device="cpu")})
     return path
 
 
@@ -196,6 +205,10 @@ def _drawn(folder: Path, count: int, size: int) -> list[Path]:
     for seed, path in enumerate(paths):
         draw_picture(seed, size=size).save(path, quality=QUALITY)
     return paths
+
+
+def _size(model: str) -> int:
+    return preprocessing(load_network(model)[1], size=None, resize=None)[0]
 
 
 def _has_pdq() -> bool:
