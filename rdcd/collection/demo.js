@@ -40,7 +40,7 @@ function show(answer) {
   const norm = answer.score_norm === null ? "not normalized" : `normalized, ${answer.score_norm}`;
   at("how").textContent = `Of ${answer.pictures.toLocaleString("en")} pictures. Threshold ` +
     `${answer.threshold.toFixed(4)}, ${answer.threshold_from}. Scores are ${norm}.` +
-    (answer.calibrated ? "" : " Expected precision: not calibrated; run `rdcd calibrate`.");
+    (answer.calibrated ? "" : " What a score is worth is not calibrated: run `rdcd calibrate`.");
   at("matches").replaceChildren(...found.map((match) => tile(match, answer.calibrated)));
   at("rest").replaceChildren(...rest.map((match) => tile(match, answer.calibrated)));
   at("others").hidden = rest.length === 0;

@@ -72,7 +72,7 @@ def make_server(finder: Finder, *, max_bytes: int) -> "uvicorn.Server":
 
     return uvicorn.Server(uvicorn.Config(
         make_app(finder, max_bytes=max_bytes), log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, lifespan="off", ws="none", http="h11", loop="asyncio", limit_concurrency=64,
+        proxy_headers=False, lifespan="off", ws="none", http="h11", loop="asyncio", limit_concurrency=16,
         timeout_graceful_shutdown=1))
 
 
@@ -82,4 +82,4 @@ def _libraries() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"rdcd demo serves its page by libraries that are not installed ({error}): "
-                        f"pip install 'starlette>=0.40' 'uvicorn>=0.30'") from error
+                        "pip install starlette uvicorn") from error
