@@ -83,17 +83,31 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key,
                       windowsVirtualKeyCode={"Enter": 13}.get(key, 0), **({"text": text} if kind == "keyDown" else {}))
 
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file in a file input."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
+    def wait(self, condition: str, *, patience: float = 60) -> None:
+        """Wait until an expression in the page is true."""
+        until = time.monotonic() + patience
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < until, f"{condition} did not come true"
+            time.sleep(0.05)
+
     def shows(self) -> bytes:
         """Return what the window shows, as PNG."""
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
 
-    def problems(self) -> list[object]:
-        """Return errors of scripts and policies, and addresses asked for that are not files or data."""
+    def problems(self, *allowed: str) -> list[object]:
+        """Return errors of scripts and policies, and addresses asked for that are not files, data, or allowed, by their
+        beginnings."""
         found = [event["params"] for event in self.events if event.get("method") == "Runtime.exceptionThrown"]
         found += [event["params"]["entry"] for event in self.events if event.get("method") == "Log.entryAdded"]
         asked = (event["params"]["request"]["url"] for event in self.events
                  if event.get("method") == "Network.requestWillBeSent")
-        return found + [url for url in asked if not url.startswith(("file:", "data:"))]
+        return found + [url for url in asked if not url.startswith(("file:", "data:", *allowed))]
 
     def close(self) -> None:
         """End the browser."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from rdcd.data.images import find_images, open_image, write_ledger
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import share_cores
+from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.evaluation.extract import check_device, extract_descriptors
 from rdcd.evaluation.networks import file_of, is_named, load_network, preprocessing
 from rdcd.evaluation.runs import find_run
 from rdcd.files import sha256
+from rdcd.models.inference import Embed, make_embed
 from rdcd.models.student import check_size
 from rdcd.retrieval.index import describe_model
 
@@ -120,6 +123,22 @@ class Embedder:
                 hashes = np.frombuffer(b"".join(digests[i] for i in found), np.uint8).reshape(-1, 32)
                 yield Shard([part[i] for i in found], hashes, vectors)
 
+    def embed(self, picture: bytes) -> np.ndarray:
+        """Return the descriptor, float32 [1, d], of an encoded picture, as `shards` makes that of its file.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+        resize = {key: self.settings[key] for key in ("size", "resize")}
+        _, pixels = Pictures(_Encoded(picture), **resize)[0]
+        if isinstance(pixels, BadImage):
+            raise pixels
+        return self._ready(pixels[None]).numpy()
+
+    @cached_property
+    def _ready(self) -> Embed:
+        return make_embed(self.network, device=self.settings["device"])
+
     def _embed(self, paths: list[str], bad: list[BadImage], *, label: str) -> tuple[list[int], np.ndarray]:
         """Return the numbers of the readable pictures and their descriptors."""
         pictures = Manifest("/", [Path(path) for path in paths], names=paths)
@@ -134,6 +153,17 @@ class Embedder:
         bad += unreadable
         rows = {path: i for i, path in enumerate(paths)}
         return [rows[name] for name in descriptors.names.tolist()], descriptors.vectors
+
+
+class _Encoded(Manifest):
+    """One picture that is in memory."""
+
+    def __init__(self, picture: bytes) -> None:
+        super().__init__("/", [Path("/picture")])
+        self._picture = picture
+
+    def source(self, index: int) -> bytes:
+        return self._picture
 
 
 class FixedBatches(torch.nn.Module):
