@@ -1,7 +1,7 @@
 """The steps that change values and not places, on arrays of 8-bit RGB, by library kernels.
 
-Each equals its step of `rdcd.augment.steps` but for rounding: hue turns in OpenCV's 8-bit HSV, and wide blurs are made at half
-the resolution.
+Each equals its step of `rdcd.augment.steps` but for rounding: hue turns in OpenCV's 8-bit HSV, and wide blurs are made
+at half the resolution.
 """
 
 import math
