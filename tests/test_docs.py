@@ -22,6 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = ["data.size=32", "data.test_size=32", "data.batch_size=8", "data.workers=0", "baselines=[]", "trainer.epochs=1",
         "trainer.validate_every=0", "loss.queue_size=16", "protocol.codecs=[Flat]"]
+BENCHES = {
+    "step": ["student.trunk=test_efficientnet", "teacher_trunk=test_efficientnet", "data.size=32", "data.batch_size=8",
+             "steps=2", "block=1"],
+    "data": ["size=16", "sides=[64]", "turn=4", "turns=1", "workers=[1]"],
+    "extract": ["trunk=test_efficientnet", "size=32", "side=64", "turn=4", "turns=1"],
+    "score": ["queries=100", "references=500", "background=500", "dim=16", "sizes=[]"],
+    "codecs": ["queries=50", "references=400", "drawn_background=400", "dim=16", "turns=1", "codecs=[SQ8]"],
+}
 NO_ENGINE = ("docker build", "docker run")  # the Dockerfile's steps are tested in tests/scripts
 
 
@@ -65,9 +73,9 @@ def shrunk(command: str, places: dict[str, str]) -> list[str]:
         words += [*tiny, f"data.root={places['ROOT']}"]
     if words[:2] == ["rdcd", "make-benchmark"]:
         words += ["workers=1"]
-    if words[:3] == ["rdcd", "bench", "step"]:
-        words += ["student.trunk=test_efficientnet", "teacher_trunk=test_efficientnet", "data.size=32",
-                  "data.batch_size=8", "steps=2", "block=1"]
+    for begin, small in BENCHES.items():
+        if words[:3] == ["rdcd", "bench", begin]:
+            words += small
     return [sys.executable, "-m", *words]
 
 

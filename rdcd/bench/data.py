@@ -1,10 +1,13 @@
 """Training views as the loader makes them against the plain recipe, and against bare decoding (`rdcd bench data`)."""
 
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +39,7 @@ def bench_data(*, images: str | None = None, recipe: str = "advanced", size: int
                batch_size: int = 32, seed: int = 0, out: str | None = None) -> dict:
     """Time two views of every picture, made plainly, as training makes them, and their bare decoding, in turns.
 
-    All three in one process with one thread. The plain way decodes by Pillow once for both views, then takes the
+    Each in a process of one thread, by turns. The plain way decodes by Pillow once for both views, then takes the
     recipe's edits one by one at full size; bare decoding is libjpeg-turbo's, of the whole picture. What a stage costs
     is measured apart, with a clock between the stages. Loader workers are measured through the loader of training.
 
@@ -90,18 +93,40 @@ def bench_data(*, images: str | None = None, recipe: str = "advanced", size: int
     return result
 
 
+class Way:
+    """One way of making views, in a process of its own: what a loader worker does about freed memory is its alone."""
+
+    def __init__(self, name: str, pictures: Manifest, augment: recipes.Recipe, *, seed: int) -> None:
+        self.name, self.pictures = name, pictures
+        path = "plain" if name == "plain" else "fast"
+        self.views = TwoViews(pictures, replace(augment, path=path, device=None), seed=seed)
+
+    def start(self) -> None:
+        """Prepare the process."""
+        torch.set_num_threads(1)
+        if self.name != "plain":
+            reuse_freed_memory()
+
+    def turn(self, indices: range) -> float:
+        """Return the seconds that each of some pictures takes."""
+        begun = time.perf_counter()
+        for index in indices:
+            if self.name == "decoding":
+                simplejpeg.decode_jpeg(self.pictures.path(index).read_bytes())
+            else:
+                self.views[0, index]
+        return (time.perf_counter() - begun) / len(indices)
+
+
 def _turns(pictures: Manifest, augment: recipes.Recipe, *, turn: int, seed: int) -> dict:
-    plain, ours = (TwoViews(pictures, replace(augment, path=path), seed=seed) for path in ("plain", "fast"))
-    ways: dict[str, Callable[[int], object]] = {
-        "plain": lambda index: plain[0, index], "fast": lambda index: ours[0, index],
-        "decoding": lambda index: simplejpeg.decode_jpeg(pictures.path(index).read_bytes())}
     seconds: dict[str, list[float]] = defaultdict(list)
-    for start in range(0, len(pictures), turn):
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            for index in range(start, start + turn):
-                way(index)
-            seconds[name].append((time.perf_counter() - begun) / turn)
+    ways = [Way(name, pictures, augment, seed=seed) for name in ("plain", "fast", "decoding")]
+    with ExitStack() as stack:
+        processes = {way: stack.enter_context(ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=way.start)) for way in ways}
+        for start in range(0, len(pictures), turn):
+            for way, process in processes.items():
+                seconds[way.name].append(process.submit(way.turn, range(start, start + turn)).result())
     each = {name: np.array(values[1:]) for name, values in seconds.items()}  # the first turn warms up
     row: dict[str, float] = {}
     for name, values in each.items():
@@ -137,13 +162,13 @@ def stages(pictures: Manifest, augment: recipes.Recipe, *, seed: int) -> dict[st
         for plan in plans:
             view = fast.geometry(pixels, replace(plan, overlays=()))
             lap("crop")
-            if plan.overlays:
-                bare, begun = last, time.perf_counter()
+            if plan.overlays:  # again with them, less what it takes again without
+                begun = time.perf_counter()
                 view = fast.geometry(pixels, plan)
-                twice = time.perf_counter() - begun
+                middle = time.perf_counter()
                 fast.geometry(pixels, replace(plan, overlays=()))
                 last = time.perf_counter()
-                spent["overlays"] += max(twice - (last - begun - twice), 0.0) if bare else 0.0
+                spent["overlays"] += max(middle - begun - (last - middle), 0.0)
             for step in plan.edits:
                 view = colours.edited(view, step)
                 lap(_STAGE_OF[type(step).__name__])
