@@ -92,3 +92,31 @@ def benchmark_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     return make_benchmark(source="synthetic", out=tmp_path_factory.mktemp("benchmark") / "tiny", train=24,
                           references=12, sources=4, queries=8, distractors=8, size=48, workers=1)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 drawn pictures; do not change it."""
+    from rdcd.data.synthetic import draw_picture
+
+    folder = tmp_path_factory.mktemp("drawn")
+    for seed in range(24):
+        draw_picture(seed, size=48).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a student of 32 px, in a folder with its exported file alone; do not change it."""
+    from exported_files import write_student
+
+    return write_student(tmp_path_factory.mktemp("small"), "test_efficientnet", card={
+        "licence": "MIT", "thresholds": [{"threshold": 0.7}], "training": {"steps": 7}})
+
+
+@pytest.fixture(scope="session")
+def onnx_file(small_student: Path, drawn: Path) -> Path:
+    """`small_student` as ONNX; do not change it."""
+    from rdcd.export.convert import export
+
+    return export(checkpoint=small_student, out=small_student.with_suffix(".onnx"), format="onnx", images=drawn)

@@ -263,8 +263,9 @@ def _score(name: str, found: Mapping[str, Descriptors], benchmark: Benchmark, pr
 
 def _details(network: torch.nn.Module, card: dict, size: int, path: Path | str) -> dict[str, str]:
     training = card.get("training", {})
+    parameters = card.get("exported", {}).get("parameters") or parameter_count(network)
     details = {"architecture": card["architecture"]["trunk"], "descriptor": f"{network.dim} numbers",
-               "parameters": f"{parameter_count(network):,}", "input": f"{size} px", "file": str(path)}
+               "parameters": f"{parameters:,}", "input": f"{size} px", "file": str(path)}
     if "steps_done" in training:  # a checkpoint, of the run's end or of before
         training = training | {"steps": f"{training['steps_done']} of {training['steps']}"}
     shown = ("objective", "epochs", "steps", "batch_size", "lr")

@@ -181,7 +181,8 @@ def extract(*, images: str, model: str, out: str, size: int | None = None, resiz
     dataset = Pictures(pictures, size=size, resize=resize, decode=decode, bucket=bucket)
     embed = make_embed(network, device=device, precision=precision, compile=(batch_size, size) if compile else None)
     plan = {"images": str(pictures.root.absolute()), "pictures": pictures.digest(),
-            "model": card["architecture"]["trunk"], "weights": _digest(network), "size": size, "resize": resize,
+            "model": card["architecture"]["trunk"], "size": size, "resize": resize,
+            "weights": getattr(network, "fingerprint", None) or _digest(network),
             "decode": decode, "bucket": bucket, "precision": precision, "compile": compile, "device": device,
             "batch_size": batch_size, "shard": shard}
     shards = Shards(out, plan=plan, pictures=pictures, dim=network.dim, shard=shard)

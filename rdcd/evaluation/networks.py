@@ -7,6 +7,7 @@ import torch
 
 from rdcd.errors import UserError
 from rdcd.files import sha256
+from rdcd.models.exported import load_onnx
 from rdcd.models.hashes import HASHES, PerceptualHash
 from rdcd.models.off_the_shelf import OffTheShelf
 from rdcd.models.student import reparameterize
@@ -14,8 +15,8 @@ from rdcd.models.thumbnail import Thumbnail
 from rdcd.models.weights import load_student
 from rdcd.models.zoo import ZOO, load_zoo
 
-FORMS = (f"student.safetensors, a .ckpt, (to evaluate) a run folder or latest, thumbnail, {', '.join(HASHES)}, NAME or "
-         f"NAME:FILE of the zoo ({', '.join(ZOO)}), timm:TRUNK or timm:TRUNK:FILE")
+FORMS = (f"student.safetensors, a .ckpt, an exported .onnx, (to evaluate) a run folder or latest, thumbnail, "
+         f"{', '.join(HASHES)}, NAME or NAME:FILE of the zoo ({', '.join(ZOO)}), timm:TRUNK or timm:TRUNK:FILE")
 
 
 def is_named(model: str | Path) -> bool:
@@ -35,9 +36,10 @@ def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple
     """Load what embeds pictures, ready for inference, with its card.
 
     Args:
-        model: a student's weights or checkpoint; `thumbnail`, the mean colours of 9 × 9 cells; `phash` or `pdq`, see
-            `PerceptualHash`; a name of the zoo, `sscd_disc_mixup`, with `:FILE` where its weights lie in a file;
-            `timm:TRUNK`, any timm trunk with its hub weights, or those of `:FILE`, pooled by GeM.
+        model: a student's weights or checkpoint; an exported `.onnx`, which ONNX Runtime computes; `thumbnail`, the
+            mean colours of 9 × 9 cells; `phash` or `pdq`, see `PerceptualHash`; a name of the zoo, `sscd_disc_mixup`,
+            with `:FILE` where its weights lie in a file; `timm:TRUNK`, any timm trunk with its hub weights, or those
+            of `:FILE`, pooled by GeM.
         allow_torchscript: whether a TorchScript file, whose loading runs code, may be loaded.
 
     Raises:
@@ -45,11 +47,13 @@ def load_network(model: str | Path, *, allow_torchscript: bool = False) -> tuple
     """
     name, _, rest = str(model).partition(":")
     if not is_named(model):
-        if not Path(model).is_file() and Path(model).suffix not in (".safetensors", ".ckpt"):
+        if not Path(model).is_file() and Path(model).suffix not in (".safetensors", ".ckpt", ".onnx"):
             names, word = ("thumbnail", "timm", *HASHES, *ZOO), Path(model).name.partition(":")[0]
             near = difflib.get_close_matches(word, names, n=3)
             raise UserError(f"no model {str(model)!r}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
                             + f": expected {FORMS}")
+        if Path(model).suffix == ".onnx":
+            return load_onnx(model)
         student, card = load_student(model)
         return reparameterize(student), card
     if name in ZOO:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rdcd.errors import UserError
+from rdcd.models.exported import OnnxDescriptor
 
 PRECISIONS = ("fp32", "bf16")
 Embed = Callable[[Tensor], Tensor]
@@ -35,6 +36,9 @@ def make_embed(network: nn.Module, *, device: str, precision: str = "fp32",
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision}: expected one of {', '.join(PRECISIONS)}")
+    if isinstance(network, OnnxDescriptor) and (precision != "fp32" or compile):
+        raise UserError(f"{network.path} is computed by ONNX Runtime as it was exported: leave "
+                        f"precision={precision} and compile out")
     ready = copy.deepcopy(network).to(device).eval()
     layout = torch.contiguous_format
     if any(isinstance(module, nn.Conv2d) for module in ready.modules()):
