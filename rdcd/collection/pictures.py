@@ -18,6 +18,7 @@ from rdcd.evaluation.networks import file_of, is_named, load_network, preprocess
 from rdcd.evaluation.runs import find_run
 from rdcd.files import sha256
 from rdcd.models.student import check_size
+from rdcd.retrieval.calibration import uncalibrated
 from rdcd.retrieval.index import describe_model
 
 SHARD = 4096  # pictures extracted at a time: what memory holds of a collection
@@ -72,7 +73,7 @@ class Embedder:
         size, resize = preprocessing(card, size=size, resize=resize)
         check_size(network, size, name=name, key="size")
         if (size, resize) != preprocessing(card, size=None, resize=None):
-            card = {key: value for key, value in card.items() if key not in ("thresholds", "calibration")}
+            card = uncalibrated(card)
         about = {"name": name, "weights_sha256": card["weights_sha256"] or _digest_of(network),
                  "dim": network.dim, "size": size, "resize": resize, "licence": card.get("licence")}
         fixed = FixedBatches(network, 1 if device == "cpu" else batch_size)  # on a CPU, as fast as many at once

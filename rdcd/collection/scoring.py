@@ -12,6 +12,7 @@ from rdcd.retrieval.score_norm import ScoreNorm, parse_score_norm
 
 AUTO = "auto"
 PRECISION = 0.9  # asked for where nothing is
+LARGER = 2  # times as many pictures as a threshold was measured among, from which on this is said
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ def choose_scoring(index: Index, card: Mapping, *, score_norm: str | None = AUTO
     if calibration is not None:
         wanted = PRECISION if precision is None else precision
         value = calibration.threshold(wanted)
-        return Scoring(chosen, value, calibration, f"of precision {wanted:g}, measured on {calibration.source}")
+        said = f"of precision {wanted:g}, measured on {calibration.source}"
+        if calibration.references and len(index) > LARGER * calibration.references:
+            said += (f", {calibration.references:,} pictures; this index has {len(index):,}, so that more is alike by "
+                     f"chance and the precision lower")
+        return Scoring(chosen, value, calibration, said)
     if precision is not None:
         raise UserError(f"precision={precision:g}: {about}, on the card of {index.about['model']['name']}; give "
                         f"threshold=NUMBER" + (f", or score_norm={known[0]}".replace("None", "null") if known else ""))

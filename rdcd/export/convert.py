@@ -13,6 +13,7 @@ from rdcd.models.authors import authors_student, read_lightning
 from rdcd.models.student import Student, is_safetensors, parameter_count
 from rdcd.models.weights import extend_card, load_student, save_student
 from rdcd.provenance import provenance
+from rdcd.retrieval.calibration import uncalibrated
 
 TOLERANCE = 1e-5  # between descriptors of the source and of what was written
 OURS = ("format", "architecture", "preprocessing", "weights_sha256", "source", "provenance")  # written anew
@@ -79,8 +80,8 @@ def export(*, checkpoint: str | Path, out: str | Path, size: int | None = None, 
     if source.unknown:
         print(f"{source.path}: {len(source.unknown)} keys are not known and not used: {', '.join(source.unknown)}")
     card = source.card
-    if (size, resize) != (source.size, source.resize) and "thresholds" in card:
-        card = {key: value for key, value in card.items() if key != "thresholds"}
+    if (size, resize) != (source.size, source.resize) and uncalibrated(card) != card:
+        card = uncalibrated(card)
         print(f"thresholds on the source's card are of {source.size} px {source.resize}: they are left out")
     # The names that atomic_path gives to the two files are those of a student and its card, too.
     with atomic_path(out) as weights, atomic_path(out.with_suffix(".json")):
