@@ -13,6 +13,7 @@ from rdcd.collection.outputs import choose_out
 from rdcd.collection.pictures import Embedder, settle_bad
 from rdcd.data.benchmark import make_benchmark
 from rdcd.data.disc import Benchmark
+from rdcd.data.images import find_images
 from rdcd.data.layouts import open_layout
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError, check_number, check_path
@@ -32,7 +33,7 @@ from rdcd.retrieval.index import FLAT, GIVEN_NORM, OWN_NORM, Index
 from rdcd.retrieval.index_writer import new_index
 from rdcd.retrieval.score_norm import background_products, parse_score_norm
 
-_MAX_SIDE = 1024  # of the benchmark that is made of the user's pictures
+_MAX_SIDE, _MOST_QUERIES = 1024, 2000  # of the benchmark that is made of the user's pictures
 LAYOUTS = ("disc", "ndec", "pairs")
 
 
@@ -46,9 +47,9 @@ class _Role:
 
 
 def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: str = "disc", split: str = "dev",
-              images: str | Path | None = None, codecs: Sequence[str] | str = FLAT, k: int = 10, seed: int = 0,
-              out: str | Path | None = None, batch_size: int = 64, workers: int | None = None,
-              device: str | None = None) -> list[dict[str, object]]:
+              images: str | Path | None = None, queries: int | None = None, codecs: Sequence[str] | str = FLAT,
+              k: int = 10, seed: int = 0, out: str | Path | None = None, batch_size: int = 64,
+              workers: int | None = None, device: str | None = None) -> list[dict[str, object]]:
     """Measure thresholds on a benchmark and write them on the student's card: the `rdcd calibrate` command.
 
     The references are indexed and the queries searched for as `rdcd search` does, un-normalized and normalized either
@@ -60,6 +61,8 @@ def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: st
         data, layout, split: the benchmark, see `open_layout`.
         images: folder of pictures instead, no labels needed: `make_benchmark` makes a benchmark of edited copies of
             them, in `out/benchmark`.
+        queries: edited copies in that benchmark, four distractors beside each; None: two of every reference, at most
+            2,000. Higher precisions need more of them.
         codecs: of the indexes that are to be searched, see `Codec`; one that learns does so from the background.
         k: matches of a query, at most.
         seed: of the benchmark that is made of `images`.
@@ -74,6 +77,7 @@ def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: st
     """
     weights = _weights(checkpoint)
     check_number("k", k, 1)
+    check_number("queries", queries, 1, null="two of every reference")
     check_path("images", images, null="the benchmark at data.root")
     check_path("data.root", data.root, null="a benchmark made of images")
     if (images is None) == (data.root is None):
@@ -86,8 +90,9 @@ def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: st
     trained = [_codec(text, embedder.network.dim) for text in codecs]
     folder = choose_out(out, "calibrate")
     if images is not None:
-        root = make_benchmark(source="folder", photos=images, out=folder / "benchmark", seed=seed, max_side=_MAX_SIDE,
-                              workers=workers or None)
+        queries = queries or min(max(6 * len(find_images(images)) // 10, 1), _MOST_QUERIES)
+        root = make_benchmark(source="folder", photos=images, out=folder / "benchmark", seed=seed, queries=queries,
+                              max_side=_MAX_SIDE, workers=1 if workers == 0 else workers)
         benchmark = open_layout("disc", root)
     else:
         benchmark = open_layout(layout, data.root, split=split, pairs=data.pairs, background=data.background)
@@ -110,7 +115,7 @@ def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: st
             steps = np.column_stack(expected_precision(scores, correct)).round(6).tolist()
             about.append(key | {"benchmark": name, **counts, "curve": steps,
                                 **{entry: made[entry] for entry in ("command", "git_commit", "written")}})
-            curves[f"{codec.text}, {norm or 'not normalized'}" if len(trained) > 1 else norm or "not normalized"] = curve
+            curves[f"{codec.text}, {norm or 'not normalized'}"] = curve
     _write(weights, folder, embedder, rows, about, {"benchmark": {"root": name, **counts}, "provenance": made}, curves)
     return rows
 
@@ -137,8 +142,8 @@ def _weights(checkpoint: str | Path) -> Path:
 def _codec(text: str, dim: int) -> Codec:
     codec = Codec(text, dim)
     if not codec.exact:
-        raise UserError(f"codecs={text}: expected transforms followed by Flat, as of an index; how an index is searched "
-                        f"changes no score")
+        raise UserError(f"codecs={text}: expected transforms followed by Flat, as of an index; its factory changes no "
+                        f"score")
     return codec
 
 

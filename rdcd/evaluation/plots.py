@@ -92,11 +92,13 @@ def plot_thresholds(path: str | Path, curves: Mapping[str, Curve]) -> None:
     panels = figure.subplots(1, max(len(curves), 1), squeeze=False, sharey=True).ravel()
     for axes, (title, curve) in zip(panels, curves.items()):
         _style(axes, LIGHT)
-        shown = np.unique(np.linspace(0, len(curve.thresholds) - 1, MAX_POINTS).round().astype(int))
+        last = len(curve.thresholds) - 1  # the highest scores, of which there are few, are all shown
+        shown = np.union1d(np.geomspace(1, last + 1, MAX_POINTS), np.linspace(1, last + 1, MAX_POINTS)).astype(int) - 1
         x = curve.thresholds[shown]
         axes.fill_between(x, curve.precision_low[shown], curve.precision[shown], color=LIGHT.lines[0], alpha=0.2,
                           linewidth=0)
-        axes.plot(x, curve.precision[shown], **_line(LIGHT, 0), linewidth=1.6, label=" precision, 95 % lower bound")
+        axes.plot(x, curve.precision[shown], **_line(LIGHT, 0), linewidth=1.6,
+                  label=" precision, shaded to its 95 % lower bound")
         axes.plot(x, curve.recall[shown], **_line(LIGHT, 1), linewidth=1.6, label=" recall")
         axes.set(ylim=(0, 1.02), xlabel="threshold")
         axes.set_title(_drawable(title), fontsize=10, color=LIGHT.ink, loc="left", parse_math=False)

@@ -45,7 +45,7 @@ class Curve:
 
 
 def wilson_low(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
-    """Return the lower end of Wilson's (1927) 95 % interval of a share, for hits of trials, each [n], trials above 0."""
+    """Return the lower end of Wilson's (1927) 95 % interval of the share hits / trials, each [n]."""
     share, square = hits / trials, _Z ** 2 / trials
     return (share + square / 2 - _Z * np.sqrt(share * (1 - share) / trials + square / (4 * trials))) / (1 + square)
 

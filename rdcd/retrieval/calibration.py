@@ -101,10 +101,8 @@ def recalibrated(card: Mapping, rows: Sequence[Mapping], about: Sequence[Mapping
         about: of `calibrated`; it has one entry for each codec and score normalization of `rows`.
     """
     new = {(entry["codec"], entry["score_norm"]) for entry in about}
-    kept = {key: [row for row in card.get(key) or () if (row.get("codec"), row.get("score_norm")) not in new]
-            for key in ("calibration", "calibrated")}
-    return {"calibration": [*kept["calibration"], *map(dict, rows)], "calibrated": [*kept["calibrated"],
-                                                                                   *map(dict, about)]}
+    return {key: [row for row in card.get(key) or () if (row.get("codec"), row.get("score_norm")) not in new]
+            + [dict(row) for row in fresh] for key, fresh in (("calibration", rows), ("calibrated", about))}
 
 
 def uncalibrated(card: Mapping) -> dict:
