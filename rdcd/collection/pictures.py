@@ -51,17 +51,20 @@ class Embedder:
 
     @classmethod
     def load(cls, model: str | Path, *, size: int | None = None, resize: str | None = None, batch_size: int = 64,
-             workers: int | None = None, device: str | None = None, allow_torchscript: bool = False) -> "Embedder":
+             workers: int | None = None, device: str | None = None, allow_torchscript: bool = False,
+             alone: bool = True) -> "Embedder":
         """Load a model as `load_network` takes it, or a run folder or `latest` for a run's student.
 
         Args:
             size, resize: None: the card's; thresholds on the card do not hold for others and are left out.
+            alone: whether the process is for this, so that `share_cores` may prepare it.
         """
         check_path("model", model)
         check_number("size", size, 1, null="what the model's card says")
         check_number("batch_size", batch_size, 1)
         device = check_device(device)
-        share_cores(device)
+        if alone:
+            share_cores(device)
         name = str(model)
         if not is_named(name):
             path = find_run(name, finished=True) / "student.safetensors" if name == "latest" or Path(name).is_dir() \

@@ -27,8 +27,8 @@ def slow_rows(scores: np.ndarray, correct: np.ndarray, pairs: int, precisions: l
             right = sum(bool(c) for s, c in zip(scores, correct) if s >= threshold)
             count = sum(s >= threshold for s in scores)
             z, share = 1.959964, right / count
-            low = ((share + z * z / (2 * count) - z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5)
-                   / (1 + z * z / count))
+            spread = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+            low = (share + z * z / (2 * count) - spread) / (1 + z * z / count)
             if share >= wanted and low >= 1 - SLACK * (1 - wanted):
                 best = {"threshold": threshold, "right": right, "wrong": count - right, "recall": right / pairs,
                         "measured": share}
@@ -37,7 +37,7 @@ def slow_rows(scores: np.ndarray, correct: np.ndarray, pairs: int, precisions: l
 
 
 def slow_isotonic(scores: np.ndarray, correct: np.ndarray) -> dict[float, float]:
-    """Of each score, the highest of the least means of runs of neighbours that begin at or below and end at or above."""
+    """Of each score, the highest of the least means of runs of neighbours from it or below to it or above."""
     levels = sorted(set(scores.tolist()))
     right = [float(correct[scores == level].sum()) for level in levels]
     count = [float((scores == level).sum()) for level in levels]

@@ -73,6 +73,7 @@ def test_calibrating_again_replaces_what_was_measured_for_the_same_scores() -> N
     again = card | recalibrated(card, [row(NORM, 0.9, 0.2, "newer")], about[:1])
     assert [(r["score_norm"], r["benchmark"]) for r in again["calibration"]] == [(NORM, "newer")]
     assert again["calibrated"] == about[::-1]
-    other = card | recalibrated(card, [row(NORM, 0.9, 0.2) | {"codec": "PCA2,Flat"}], [about[0] | {"codec": "PCA2,Flat"}])
+    another = {"codec": "PCA2,Flat"}
+    other = card | recalibrated(card, [row(NORM, 0.9, 0.2) | another], [about[0] | another])
     assert calibrated(other) == [("Flat", NORM), ("PCA2,Flat", NORM)]
     assert uncalibrated(again | {"thresholds": []}) == {"a": 1}
