@@ -3,10 +3,13 @@
 The classes are thin: what they do is what `rdcd extract`, `rdcd index …` and `rdcd search` do.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import Literal
 
@@ -17,6 +20,7 @@ from rdcd.collection.index import Images, extend_index, index_embedder, make_ind
 from rdcd.collection.matching import Block, Match, find_matches
 from rdcd.collection.pictures import Embedder, list_pictures, settle_bad
 from rdcd.collection.scoring import AUTO, Scoring, choose_scoring
+from rdcd.data.images import MAX_PIXELS
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.evaluation.batches import decoded
@@ -89,14 +93,16 @@ class Model:
             BadImage: naming the first picture that cannot be decoded, by its path or its place.
             UserError: one picture instead of several.
         """
-        given = _Given(pictures)
         if errors not in ("raise", "nan"):
             raise UserError(f"errors={errors!r}: expected 'raise' or 'nan'")
+        return self._embedded(_Given(pictures), errors=errors)
+
+    def _embedded(self, given: "_Given", *, errors: str = "raise") -> np.ndarray:
         settings, bad = self._embedder.settings, {}
         batches = decoded(Pictures(given, size=settings["size"], resize=settings["resize"]),
                           cut(range(len(given)), settings["batch_size"]), workers=0)
         found = np.full((len(given), self.dim), np.nan, np.float32)
-        for rows, vectors in embedded(self._embed, batches, batch_size=settings["batch_size"], bad=bad,
+        for rows, vectors in embedded(self._ready, batches, batch_size=settings["batch_size"], bad=bad,
                                       advance=lambda count: None):
             found[rows] = vectors
         if bad and errors == "raise":
@@ -104,7 +110,7 @@ class Model:
         return found
 
     @cached_property
-    def _embed(self) -> Embed:
+    def _ready(self) -> Embed:
         return make_embed(self._embedder.network, device=self._embedder.settings["device"])
 
 
@@ -114,7 +120,7 @@ class _Given:
     def __init__(self, pictures: Sequence[Picture]) -> None:
         if isinstance(pictures, str | Path | Image.Image) or isinstance(pictures, np.ndarray) and pictures.ndim < 4:
             raise UserError(f"pictures={type(pictures).__name__}: expected a list of pictures; put one into brackets")
-        self._pictures = list(pictures)
+        self._pictures, self._turn = list(pictures), Lock()
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -130,6 +136,9 @@ class _Given:
         if isinstance(one, str | Path):
             return Path(one)
         if isinstance(one, Image.Image):
+            if one.width * one.height <= MAX_PIXELS:
+                with self._turn, suppress(Exception):  # one thread at a time; `open_image` meets the same error
+                    one.load()
             return one
         if not isinstance(one, np.ndarray):
             raise BadImage(self.path(index), f"{type(one).__name__}; expected a path, a PIL picture or an array")
@@ -137,10 +146,14 @@ class _Given:
             raise BadImage(self.path(index), f"an array of {one.dtype} {list(one.shape)}; expected uint8 [H, W, 3]")
         return Image.fromarray(np.ascontiguousarray(one))
 
-    def digest(self, index: int) -> bytes:
-        """Return the SHA-256 of a picture's file; of one that is in memory, zeros."""
-        one = self._pictures[index]
-        return bytes.fromhex(sha256(one)) if isinstance(one, str | Path) else bytes(32)
+    def files(self) -> tuple[list[str], np.ndarray]:
+        """Return absolute paths and the SHA-256 of the files, uint8 [n, 32]; of what is in memory, "" and zeros."""
+        paths = [os.path.abspath(one) if isinstance(one, str | Path) else "" for one in self._pictures]
+        digests = np.zeros((len(paths), 32), np.uint8)
+        for row, path in enumerate(paths):
+            if path:
+                digests[row] = np.frombuffer(bytes.fromhex(sha256(path)), np.uint8)
+        return paths, digests
 
 
 class Index:
@@ -204,7 +217,7 @@ class Index:
         return len(self._opened)
 
     def __contains__(self, path: str | Path) -> bool:
-        return self._opened.find(str(Path(path).absolute())) is not None
+        return self._opened.find(os.path.abspath(path)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return (path for segment in self._opened.segments for path in segment.paths())
@@ -293,8 +306,6 @@ class Index:
             vectors = np.ascontiguousarray(queries, dtype=np.float32)
         else:
             given = _Given(queries)
-            vectors = self.model.embed(queries)
-            paths = [str(Path(one).absolute()) if isinstance(one, str | Path) else "" for one in queries]
-            digests = np.frombuffer(b"".join(given.digest(i) for i in range(len(given))), np.uint8).reshape(-1, 32)
+            vectors, (paths, digests) = self.model._embedded(given), given.files()
         block = Block(paths, digests, self._opened.encode(vectors))
         return [case.matches for case in find_matches([block], self._opened, scoring, k=k, itself=itself)]

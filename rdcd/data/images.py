@@ -124,6 +124,8 @@ def _check_file(file: BinaryIO, name: object, max_pixels: int) -> None:
 
 
 def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> None:
+    if not picture.width or not picture.height:
+        raise BadImage(name, f"{picture.width}x{picture.height} pixels")
     if picture.width * picture.height > max_pixels:
         raise BadImage(name, f"{picture.width}x{picture.height} pixels, at most {max_pixels} allowed")
 
