@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniatures import EDITS, save, scene
+from miniatures import EDITS, make_student, save, scene
 from PIL import Image
 
 import rdcd
 from rdcd.collection import index, search
 from rdcd.evaluation.extract import extract
-from rdcd.models.student import Student
-from rdcd.models.weights import extend_card, save_student
+from rdcd.models.weights import extend_card
 from rdcd.retrieval.descriptors import read_descriptors
 
 QUICK = {"workers": 0, "device": "cpu"}
@@ -24,9 +23,7 @@ QUICK = {"workers": 0, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    made = Student(trunk="test_efficientnet", dim=8, kd_dim=16)
-    return save_student(tmp_path_factory.mktemp("model") / "student.safetensors", made, size=32, resize="short")
+    return make_student(tmp_path_factory.mktemp("model") / "student.safetensors")
 
 
 @pytest.fixture
@@ -48,9 +45,9 @@ def test_import_is_light() -> None:
 
 def test_descriptors_are_those_of_extract_and_of_an_index(student: Path, album: list[Path], tmp_path: Path) -> None:
     model = rdcd.load(student, device="cpu")
-    assert (model.dim, model.size, model.card["weights_sha256"][:3]) == (8, 32, model.card["weights_sha256"][:3])
+    assert (model.dim, model.size, model.card["weights_sha256"][:3]) == (32, 32, model.card["weights_sha256"][:3])
     found = model.embed(album)
-    assert found.dtype == np.float32 and found.shape == (16, 8)
+    assert found.dtype == np.float32 and found.shape == (16, 32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     extract(images=str(album[0].parent), model=str(student), out=str(tmp_path / "d.h5"), decode="exact", **QUICK)
     want = read_descriptors(tmp_path / "d.h5")
@@ -77,12 +74,12 @@ def test_pictures_in_memory_are_as_those_in_files(student: Path, album: list[Pat
     found = model.embed([turned, clear, grey, np.stack([grey] * 3, axis=2)])
     np.testing.assert_array_equal(found[:2], np.tile(want, (2, 1)))
     np.testing.assert_array_equal(found[2], found[3])
-    assert model.embed([]).shape == (0, 8)
-    assert model.embed(np.stack([array, array])).shape == (2, 8)
+    assert model.embed([]).shape == (0, 32)
+    assert model.embed(np.stack([array, array])).shape == (2, 32)
 
 
 def test_pictures_that_are_none(student: Path, album: list[Path], tmp_path: Path) -> None:
-    model = rdcd.load(student, device="cpu")
+    model = rdcd.load(student, resize="short", device="cpu")
     (tmp_path / "broken.jpg").write_text("no picture")
     for one, said in ((tmp_path / "broken.jpg", r"broken\.jpg: no sound file"),
                       (np.zeros((4, 4, 3)), r"pictures\[1\]: an array of float64 \[4, 4, 3\]; expected uint8"),
@@ -170,5 +167,5 @@ def test_the_example_of_the_documentation_runs(student: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "library.md", "exec"), names)
-    assert names["descriptors"].shape == (3, 8) and len(names["index"]) == 21 and len(names["matches"]) == 3
-    assert "photos/0.jpg" in capsys.readouterr().out
+    assert names["descriptors"].shape == (3, 32) and len(names["index"]) == 21 and len(names["matches"]) == 3
+    assert re.search(r"photos/1.jpg .* None alike", capsys.readouterr().out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniatures import make_disc, save, scene
+from miniatures import make_disc, make_student, save, scene
 from test_commands import run
 
 from rdcd import provenance
@@ -17,27 +17,18 @@ from rdcd.collection.calibrate import calibrate
 from rdcd.collection.pictures import Embedder
 from rdcd.collection.scoring import choose_scoring
 from rdcd.data.disc import open_benchmark
-from rdcd.data.views import to_tensor
 from rdcd.errors import UserError
 from rdcd.evaluation.evaluate import DataRoot
 from rdcd.files import sha256
-from rdcd.models.student import Student, pooled
-from rdcd.models.weights import extend_card, read_card, save_student
+from rdcd.models.weights import extend_card, read_card
 
 QUICK = {"workers": 0, "device": "cpu"}
 
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    """Untrained, but for what is common to all pictures, which it leaves out: it finds the easier copies."""
-    torch.manual_seed(0)
-    made = Student(trunk="test_efficientnet", dim=None, kd_dim=32)
-    some = torch.stack([to_tensor(scene(i).resize((32, 32))) for i in range(1000, 1064)]) / 255
-    with torch.no_grad():
-        made.train()(some)
-        made.eval().fc.bias -= made.fc(pooled(made.trunk, made.pool, (some - made.mean) / made.std)).mean(0)
-    return save_student(tmp_path / "student.safetensors", made, size=32, card={"thresholds": [
-        {"codec": "PCA9,Flat", "score_norm": None, "precision": 0.9, "threshold": 7.0, "benchmark": "training's"}]})
+    return make_student(tmp_path / "student.safetensors", thresholds=[
+        {"codec": "PCA9,Flat", "score_norm": None, "precision": 0.9, "threshold": 7.0, "benchmark": "training's"}])
 
 
 @pytest.fixture
