@@ -139,7 +139,7 @@ def _tile(tile: Tile, root: str, thumbnail: tuple[str | None, str]) -> str:
              f'<span class="missing">{text(reason)}</span>')
     marks = f'<span class="role {text(tile.role.split()[0])}">{text(tile.role)}</span>'
     if tile.score is not None:
-        sure = "" if tile.confidence is None else f'<span class="sure">precision ≥ {tile.confidence:.3g}</span>'
+        sure = "" if tile.confidence is None else f'<span class="sure">expected precision {tile.confidence:.3g}</span>'
         marks += f'<b class="score">{tile.score:.4f}</b>{sure}'
     data = "" if tile.score is None else f' data-score="{tile.score:.6f}"'
     detail = f'<span class="detail">{text(tile.detail)}</span>' if tile.detail else ""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,15 +91,33 @@ def add(*, index: str | Path, images: Images, model: str | None = None, codec: s
     check_path("index", index)
     check_path("model", model, null="the one the index was built with")
     paths, bad = list_pictures(images), []
-    with change_index(index) as writer:
-        embedder = index_embedder(writer.index, model=model, codec=codec, batch_size=batch_size, workers=workers,
-                                  device=device, allow_torchscript=allow_torchscript)
-        added, skipped, replaced = _add(writer, paths, embedder, bad)
-        made = writer.commit(added, without=replaced) if added.rows else writer.index
+
+    def load(opened: Index) -> Embedder:
+        return index_embedder(opened, model=model, codec=codec, batch_size=batch_size, workers=workers, device=device,
+                              allow_torchscript=allow_torchscript)
+
+    made, added, replaced, skipped = extend_index(index, paths, load, bad)
     settle_bad(Path(index) / f"bad_files-{time.strftime('%Y%m%d-%H%M%S')}.csv", bad)
-    _say(made, f"{added.rows - len(replaced):,} pictures added, {len(replaced):,} replaced, {skipped:,} were there "
-               f"already; {len(made):,} in all")
+    _say(made, f"{added - replaced:,} pictures added, {replaced:,} replaced, {skipped:,} were there already; "
+               f"{len(made):,} in all")
     return made
+
+
+def extend_index(folder: str | Path, paths: Sequence[str], load: Callable[[Index], Embedder],
+                 bad: list[BadImage]) -> tuple[Index, int, int, int]:
+    """Add pictures to an index, see `add`; unreadable ones are added to `bad`.
+
+    Args:
+        paths: as `list_pictures` returns them.
+        load: makes the index's embedder, when the index is locked.
+
+    Returns:
+        the index, and how many pictures were added, how many of these replaced one, and how many were skipped.
+    """
+    with change_index(folder) as writer:
+        added, skipped, replaced = _add(writer, paths, load(writer.index), bad)
+        made = writer.commit(added, without=replaced) if added.rows else writer.index
+    return made, added.rows, len(replaced), skipped
 
 
 def remove(*, index: str | Path, images: Images = None, missing: bool = False) -> Index:
@@ -114,6 +132,13 @@ def remove(*, index: str | Path, images: Images = None, missing: bool = False) -
         UserError: none of the index's pictures is meant, or another writer is at work.
     """
     check_path("index", index)
+    made, gone = shrink_index(index, images, missing=missing)
+    _say(made, f"{gone:,} pictures removed, {len(made):,} left; no file was touched")
+    return made
+
+
+def shrink_index(index: str | Path, images: Images, *, missing: bool) -> tuple[Index, int]:
+    """Take pictures out of an index, see `remove`; return it and how many."""
     wanted = [os.path.abspath(place) for place in places(images)]
     if not wanted and not missing:
         raise UserError("nothing to remove: give images=PATH, or missing=true for pictures whose files have gone")
@@ -130,9 +155,7 @@ def remove(*, index: str | Path, images: Images = None, missing: bool = False) -
         if unmet := [place for place in wanted if place not in met]:
             raise UserError(f"{index} has no picture {unmet[0]}, nor any below it: `rdcd index info index={index}` "
                             f"shows what it has; nothing was removed")
-        made = writer.commit(without=gone) if gone else writer.index
-    _say(made, f"{len(gone):,} pictures removed, {len(made):,} left; no file was touched")
-    return made
+        return (writer.commit(without=gone) if gone else writer.index), len(gone)
 
 
 def info(*, index: str | Path, paths: bool = False) -> dict[str, object]:

@@ -21,6 +21,7 @@ from rdcd.evaluation.runs import find_run
 from rdcd.files import sha256
 from rdcd.models.inference import Embed, make_embed
 from rdcd.models.student import check_size
+from rdcd.retrieval.calibration import uncalibrated
 from rdcd.retrieval.index import describe_model
 
 SHARD = 4096  # pictures extracted at a time: what memory holds of a collection
@@ -53,17 +54,20 @@ class Embedder:
 
     @classmethod
     def load(cls, model: str | Path, *, size: int | None = None, resize: str | None = None, batch_size: int = 64,
-             workers: int | None = None, device: str | None = None, allow_torchscript: bool = False) -> "Embedder":
+             workers: int | None = None, device: str | None = None, allow_torchscript: bool = False,
+             alone: bool = True) -> "Embedder":
         """Load a model as `load_network` takes it, or a run folder or `latest` for a run's student.
 
         Args:
             size, resize: None: the card's; thresholds on the card do not hold for others and are left out.
+            alone: whether the process is for this, so that `share_cores` may prepare it.
         """
         check_path("model", model)
         check_number("size", size, 1, null="what the model's card says")
         check_number("batch_size", batch_size, 1)
         device = check_device(device)
-        share_cores(device)
+        if alone:
+            share_cores(device)
         name = str(model)
         if not is_named(name):
             path = find_run(name, finished=True) / "student.safetensors" if name == "latest" or Path(name).is_dir() \
@@ -75,7 +79,7 @@ class Embedder:
         size, resize = preprocessing(card, size=size, resize=resize)
         check_size(network, size, name=name, key="size")
         if (size, resize) != preprocessing(card, size=None, resize=None):
-            card = {key: value for key, value in card.items() if key not in ("thresholds", "calibration")}
+            card = uncalibrated(card)
         about = {"name": name, "weights_sha256": card["weights_sha256"] or _digest_of(network),
                  "dim": network.dim, "size": size, "resize": resize, "licence": card.get("licence")}
         fixed = FixedBatches(network, 1 if device == "cpu" else batch_size)  # on a CPU, as fast as many at once

@@ -12,6 +12,8 @@ from rdcd.retrieval.score_norm import ScoreNorm, parse_score_norm
 
 AUTO = "auto"
 PRECISION = 0.9  # asked for where nothing is
+ADVICE = "`rdcd calibrate` measures what a student's scores are worth"
+LARGER = 2  # times as many pictures as a threshold was measured among, from which on this is said
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,23 @@ def choose_scoring(index: Index, card: Mapping, *, score_norm: str | None = AUTO
     about = (f"no calibration for codec {codec!r} with score normalization {chosen}"
              + (f", only for {' and '.join(map(str, known))}" if known else ""))
     if threshold is not None:
-        said = "given" if calibration else f"given; {about}, so no precision is known"
+        said = "given" if calibration else f"given; {about}, so no precision is known ({ADVICE})"
         return Scoring(chosen, float(threshold), calibration, said)
     if calibration is not None:
         wanted = PRECISION if precision is None else precision
         value = calibration.threshold(wanted)
-        return Scoring(chosen, value, calibration, f"of precision {wanted:g}, measured on {calibration.source}")
+        said = f"of precision {wanted:g}, measured on {calibration.source}"
+        if calibration.references and len(index) > LARGER * calibration.references:
+            said += (f", {calibration.references:,} pictures; this index has {len(index):,}, so that more is alike by "
+                     f"chance and the precision lower")
+        return Scoring(chosen, value, calibration, said)
     if precision is not None:
-        raise UserError(f"precision={precision:g}: {about}, on the card of {index.about['model']['name']}; give "
-                        f"threshold=NUMBER" + (f", or score_norm={known[0]}".replace("None", "null") if known else ""))
+        instead = f", or score_norm={'null' if known[0] is None else known[0]}" if known else ""
+        raise UserError(f"precision={precision:g}: {about}, on the card of {index.about['model']['name']}; {ADVICE}, "
+                        f"or give threshold=NUMBER{instead}")
     value, how = guess_threshold(index, norm)
-    return Scoring(chosen, value, None, f"a guess, {how}; {about}, so no precision is known: look at the page, then "
-                                        f"say threshold=NUMBER")
+    return Scoring(chosen, value, None, f"a guess, {how}; {about}, so no precision is known: {ADVICE}, or look at the "
+                                        f"page, then say threshold=NUMBER")
 
 
 def guess_threshold(index: Index, norm: ScoreNorm | None) -> tuple[float, str]:

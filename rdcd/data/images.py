@@ -30,7 +30,7 @@ _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 0x0112, 322, 323  # tags of EXIF and T
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
+def open_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS,
                at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB.
 
@@ -39,7 +39,7 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
     taken; colour profiles are not applied; the whole of the file must decode.
 
     Args:
-        source: a path, or the encoded bytes.
+        source: a path, the encoded bytes, or a picture of Pillow's, which stays as it is.
         max_pixels: pictures of more pixels are refused before they are decoded.
         at_least: (width, height), upright: a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at
             which it is no smaller on either side, which saves most of the time; None: at full size.
@@ -48,7 +48,7 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS,
         BadImage: naming the file and what is wrong with it.
     """
     with opened(source, max_pixels=max_pixels) as picture:
-        if at_least is not None and picture.format in ("JPEG", "MPO"):
+        if at_least is not None and picture is not source and picture.format in ("JPEG", "MPO"):
             picture.draft(None, at_least[::-1] if orientation_of(picture) in _LYING else at_least)
         picture.load()
         how = _UPRIGHT.get(orientation_of(picture))
@@ -66,14 +66,18 @@ def upright_size(source: str | Path | bytes) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open a picture that may be decoded, by its header; whatever fails, then or within the block, is a `BadImage`.
 
     Raises:
         BadImage: naming the file and what is wrong with it.
     """
-    name = "<bytes>" if isinstance(source, bytes) else source
+    name = "<bytes>" if isinstance(source, bytes) else "<picture>" if isinstance(source, Image.Image) else source
     try:
+        if isinstance(source, Image.Image):
+            _check_pixels(source, name, max_pixels)
+            yield source
+            return
         with io.BytesIO(source) if isinstance(source, bytes) else open(check_regular(source), "rb") as file:
             _check_file(file, name, max_pixels)
             with Image.open(file, formats=FORMATS) as picture:
@@ -119,10 +123,16 @@ def _check_file(file: BinaryIO, name: object, max_pixels: int) -> None:
     file.seek(0)
 
 
-def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
-    """Refuse what would take minutes or gigabytes: pixels, scans of a JPEG, tiles of a TIFF that are mostly padding."""
+def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> None:
+    if not picture.width or not picture.height:
+        raise BadImage(name, f"{picture.width}x{picture.height} pixels")
     if picture.width * picture.height > max_pixels:
         raise BadImage(name, f"{picture.width}x{picture.height} pixels, at most {max_pixels} allowed")
+
+
+def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
+    """Refuse what would take minutes or gigabytes: pixels, scans of a JPEG, tiles of a TIFF that are mostly padding."""
+    _check_pixels(picture, name, max_pixels)
     if "progressive" in picture.info:
         place = picture.fp.tell()
         picture.fp.seek(0)

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from rdcd.evaluation.cases import ModelResult
 from rdcd.evaluation.metrics import precision_recall
+from rdcd.evaluation.precisions import Curve
 from rdcd.files import atomic_path
 
 Series = tuple[Sequence[float], Sequence[float]]
@@ -78,6 +79,33 @@ def precision_recall_figure(results: Sequence[ModelResult], pairs: Sequence[tupl
     if handles:
         _dress(figure.legend(handles, labels, loc="outside upper left", **LEGEND), palette)
     return figure
+
+
+def plot_thresholds(path: str | Path, curves: Mapping[str, Curve]) -> None:
+    """Write a PNG of precision, with its 95 % lower bound, and recall over the threshold, a panel for each of curves.
+
+    Args:
+        path: the PNG file.
+        curves: title → curve.
+    """
+    figure = Figure(figsize=(4.2 * max(len(curves), 1), 3.4), layout="constrained")
+    panels = figure.subplots(1, max(len(curves), 1), squeeze=False, sharey=True).ravel()
+    for axes, (title, curve) in zip(panels, curves.items()):
+        _style(axes, LIGHT)
+        last = len(curve.thresholds) - 1  # the highest scores, of which there are few, are all shown
+        shown = np.union1d(np.geomspace(1, last + 1, MAX_POINTS), np.linspace(1, last + 1, MAX_POINTS)).astype(int) - 1
+        x = curve.thresholds[shown]
+        axes.fill_between(x, curve.precision_low[shown], curve.precision[shown], color=LIGHT.lines[0], alpha=0.2,
+                          linewidth=0)
+        axes.plot(x, curve.precision[shown], **_line(LIGHT, 0), linewidth=1.6,
+                  label=" precision, shaded to its 95 % lower bound")
+        axes.plot(x, curve.recall[shown], **_line(LIGHT, 1), linewidth=1.6, label=" recall")
+        axes.set(ylim=(0, 1.02), xlabel="threshold")
+        axes.set_title(_drawable(title), fontsize=10, color=LIGHT.ink, loc="left", parse_math=False)
+    if curves:
+        handles, labels = panels[0].get_legend_handles_labels()
+        _dress(figure.legend(handles, labels, loc="outside upper left", ncols=2, **LEGEND), LIGHT)
+    _write_png(path, figure)
 
 
 def pr_points(result: ModelResult, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from rdcd.models.exported import card_of
 from rdcd.models.student import Student, check_size, is_safetensors, parameter_count
 from rdcd.models.weights import extend_card, load_student, save_student
 from rdcd.provenance import provenance
+from rdcd.retrieval.calibration import uncalibrated
 
 FORMATS = {"safetensors": ".safetensors"} | SUFFIXES
 TOLERANCE = 1e-5  # between descriptors of the source and of what was written
@@ -97,8 +98,8 @@ def export(*, checkpoint: str | Path, out: str | Path, format: str = "safetensor
     if source.unknown:
         print(f"{source.path}: {len(source.unknown)} keys are not known and not used: {', '.join(source.unknown)}")
     card = source.card
-    if (size, resize) != (source.size, source.resize) and "thresholds" in card:
-        card = {key: value for key, value in card.items() if key != "thresholds"}
+    if (size, resize) != (source.size, source.resize) and uncalibrated(card) != card:
+        card = uncalibrated(card)
         print(f"thresholds on the source's card are of {source.size} px {source.resize}: they are left out")
     about = {"file": source.path.name, "sha256": digest, "format": source.kind, "conversion": source.conversion}
     made = provenance(weights={source.path.name: digest}, device="cpu")
