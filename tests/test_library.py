@@ -141,8 +141,8 @@ def test_what_is_not_calibrated_is_said(student: Path, album: list[Path], tmp_pa
         made.search(album[:1])
     with pytest.raises(rdcd.UserError, match="precision=0.9: no calibration"):
         made.search(album[:1], precision=0.9)
-    extend_card(tmp_path / "student.safetensors", calibration=[{"codec": "Flat", "score_norm": "1.0[10,12]", "precision": 0.9,
-                                       "threshold": -1.0, "benchmark": "ours"}])
+    extend_card(tmp_path / "student.safetensors", calibration=[
+        {"codec": "Flat", "score_norm": "1.0[10,12]", "precision": 0.9, "threshold": -1.0, "benchmark": "ours"}])
     again = rdcd.Index.open(tmp_path / "ix", device="cpu")
     assert {match.confidence for match in again.search(album[:1], precision=0.9)[0]} == {0.9}
     assert again.scoring(precision=0.9).said == "of precision 0.9, measured on ours"
