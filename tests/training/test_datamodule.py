@@ -20,7 +20,7 @@ def make(root, *, workers=0, seed=3, batch_size=7, augment=None, pictures=None):
                             pictures=pictures)
     protocol = Protocol(size=24, resize="short")
     _, pictures, benchmark = settings.open(protocol)
-    return DataModule(pictures, augment or advanced(32), settings=settings, protocol=protocol,
+    return DataModule(pictures, augment or advanced(32, path="plain"), settings=settings, protocol=protocol,
                       benchmark=benchmark, validation_size=24, seed=seed)
 
 
@@ -47,7 +47,7 @@ def test_batches_do_not_depend_on_workers(benchmark_root):
 
 def test_batches_by_hand(benchmark_root):
     """Three whole batches of 7 out of 24 pictures; every view from its own generator."""
-    recipe, pictures = advanced(32), open_training(benchmark_root)
+    recipe, pictures = advanced(32, path="plain"), open_training(benchmark_root)
     for step, batch in enumerate(epochs(make(benchmark_root))):
         epoch, start = step // 3, step % 3 * 7
         order = np.random.default_rng((3, epoch)).permutation(24)
