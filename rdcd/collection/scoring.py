@@ -93,9 +93,11 @@ def choose_scoring(index: Index, card: Mapping, *, score_norm: str | None = AUTO
         said = "given" if calibration else f"given; {about}, so no precision is known ({ADVICE})"
         return Scoring(chosen, float(threshold), calibration, said)
     if calibration is not None:
-        wanted = PRECISION if precision is None else precision
+        best = max(measured for _, measured in calibration.points)
+        wanted = min(PRECISION, best) if precision is None else precision
         value = calibration.threshold(wanted)
-        said = f"of precision {wanted:g}, measured on {calibration.source}"
+        highest = ", the highest that was calibrated" if precision is None and best < PRECISION else ""
+        said = f"of precision {wanted:g}{highest}, measured on {calibration.source}"
         if calibration.references and len(index) > LARGER * calibration.references:
             said += (f", {calibration.references:,} pictures; this index has {len(index):,}, so that more is alike by "
                      f"chance and the precision lower")

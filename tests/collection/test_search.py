@@ -88,6 +88,8 @@ def test_thresholds_of_a_precision(album: Path, tmp_path: Path, build) -> None:
     assert chosen.confidence(np.array([0.1, 0.4, 0.6])) == [None, 0.9, 0.99]
     assert choose_scoring(index, known, precision=0.99).threshold == 0.5
     assert choose_scoring(index, known, threshold=0.1).confidence(np.array([0.35])) == [0.9]
+    assert choose_scoring(index, card((OWN, 0.5, 0.1), (OWN, 0.7, 0.2))).said == (
+        "of precision 0.7, the highest that was calibrated, measured on ours")
     plain = card((None, 0.9, 0.7))
     assert choose_scoring(index, plain, precision=0.9).score_norm is None
     chosen = choose_scoring(index, plain)
