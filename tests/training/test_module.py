@@ -22,12 +22,12 @@ from rdcd.training.objectives import RDCD
 SIZE = 32
 
 
-def make(root, *, protocol=None, channels_last=False):
+def make(root, *, protocol=None, channels_last=False, device=None):
     """Return (module, data) of a tiny RDCD run on the benchmark at `root`."""
     protocol = protocol or Protocol()
     settings = DataSettings(root=str(root), size=SIZE, batch_size=8, workers=0)
     _, pictures, benchmark = settings.open(protocol)
-    data = DataModule(pictures, simclr(SIZE), settings=settings, protocol=protocol, benchmark=benchmark,
+    data = DataModule(pictures, simclr(SIZE, device=device), settings=settings, protocol=protocol, benchmark=benchmark,
                       validation_size=SIZE, seed=0)
     torch.manual_seed(0)
     guide = Teacher(Student(trunk="test_resnet", dim=None, kd_dim=12))
@@ -193,3 +193,32 @@ def test_learning_rate_follows_the_steps_of_the_run(benchmark_root, tmp_path):
     trainer(tmp_path, epochs=2, callbacks=[Note()]).fit(module, datamodule=data)
     peak = 0.5 * 8 / 256
     assert rates == pytest.approx([0, peak / 3, 2 * peak / 3, peak, 0.75 * peak, 0.25 * peak])
+
+
+def test_edits_left_to_the_device_are_done_before_the_networks_see_views(benchmark_root, tmp_path):
+    seen = {}
+
+    class Spy(pl.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_batch_start(self, trainer, module, batch, number):
+            self.left = {name: value.clone() for name, value in batch.items() if name.endswith("_edits")}
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, number):
+            assert set(batch) == {"query", "key", "index", "bad"}
+            seen.setdefault(self.name, []).append((batch["query"].float(), self.left))
+
+    for device in (None, "cpu"):
+        module, data = make(benchmark_root, device=device)
+        trainer(tmp_path / str(device), callbacks=[Spy(device)]).fit(module, datamodule=data)
+    for (workers, none), (ours, left) in zip(seen[None], seen["cpu"], strict=True):
+        assert not none and left["query_edits"].any()
+        assert (workers - ours).abs().mean() < 2
+
+
+def test_edits_on_a_gpu_that_is_not_there_are_refused(benchmark_root):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="augment.device=cuda and no GPU"):
+        make(benchmark_root, device="cuda")
