@@ -3,36 +3,29 @@
 The classes are thin: what they do is what `rdcd extract`, `rdcd index …` and `rdcd search` do.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from rdcd.collection.index import Images, extend_index, index_embedder, make_index, shrink_index
 from rdcd.collection.matching import Block, Match, find_matches
 from rdcd.collection.pictures import Embedder, list_pictures, settle_bad
 from rdcd.collection.scoring import AUTO, Scoring, choose_scoring
-from rdcd.data.images import MAX_PIXELS
+from rdcd.data.given import Given, Picture
 from rdcd.data.views import Pictures
 from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.evaluation.batches import decoded
 from rdcd.evaluation.extract import cut, embedded
-from rdcd.files import sha256
 from rdcd.models.inference import Embed, make_embed
 from rdcd.retrieval.index import FLAT
 from rdcd.retrieval.index import Index as IndexFolder
 
 __all__ = ["Index", "Match", "Model", "Picture", "Scoring", "load"]
-
-Picture = str | Path | Image.Image | np.ndarray
 
 
 def load(model: str | Path, *, size: int | None = None, resize: str | None = None, device: str | None = None,
@@ -95,9 +88,9 @@ class Model:
         """
         if errors not in ("raise", "nan"):
             raise UserError(f"errors={errors!r}: expected 'raise' or 'nan'")
-        return self._embedded(_Given(pictures), errors=errors)
+        return self._embedded(Given(pictures), errors=errors)
 
-    def _embedded(self, given: "_Given", *, errors: str = "raise") -> np.ndarray:
+    def _embedded(self, given: Given, *, errors: str = "raise") -> np.ndarray:
         settings, bad = self._embedder.settings, {}
         batches = decoded(Pictures(given, size=settings["size"], resize=settings["resize"]),
                           cut(range(len(given)), settings["batch_size"]), workers=0)
@@ -112,48 +105,6 @@ class Model:
     @cached_property
     def _ready(self) -> Embed:
         return make_embed(self._embedder.network, device=self._embedder.settings["device"])
-
-
-class _Given:
-    """Pictures as they are given, in the place of a `Manifest`."""
-
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        if isinstance(pictures, str | Path | Image.Image) or isinstance(pictures, np.ndarray) and pictures.ndim < 4:
-            raise UserError(f"pictures={type(pictures).__name__}: expected a list of pictures; put one into brackets")
-        self._pictures, self._turn = list(pictures), Lock()
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def path(self, index: int) -> str:
-        """Return how a picture is named."""
-        one = self._pictures[index]
-        return str(one) if isinstance(one, str | Path) else f"pictures[{index}]"
-
-    def source(self, index: int) -> Path | Image.Image:
-        """Return what `open_image` takes."""
-        one = self._pictures[index]
-        if isinstance(one, str | Path):
-            return Path(one)
-        if isinstance(one, Image.Image):
-            if one.width * one.height <= MAX_PIXELS:
-                with self._turn, suppress(Exception):  # one thread at a time; `open_image` meets the same error
-                    one.load()
-            return one
-        if not isinstance(one, np.ndarray):
-            raise BadImage(self.path(index), f"{type(one).__name__}; expected a path, a PIL picture or an array")
-        if one.dtype != np.uint8 or not (one.ndim == 2 or one.ndim == 3 and one.shape[2] in (3, 4)) or not one.size:
-            raise BadImage(self.path(index), f"an array of {one.dtype} {list(one.shape)}; expected uint8 [H, W, 3]")
-        return Image.fromarray(np.ascontiguousarray(one))
-
-    def files(self) -> tuple[list[str], np.ndarray]:
-        """Return absolute paths and the SHA-256 of the files, uint8 [n, 32]; of what is in memory, "" and zeros."""
-        paths = [os.path.abspath(one) if isinstance(one, str | Path) else "" for one in self._pictures]
-        digests = np.zeros((len(paths), 32), np.uint8)
-        for row, path in enumerate(paths):
-            if path:
-                digests[row] = np.frombuffer(bytes.fromhex(sha256(path)), np.uint8)
-        return paths, digests
 
 
 class Index:
@@ -305,7 +256,7 @@ class Index:
             paths, digests = [""] * len(queries), np.zeros((len(queries), 32), np.uint8)
             vectors = np.ascontiguousarray(queries, dtype=np.float32)
         else:
-            given = _Given(queries)
+            given = Given(queries)
             vectors, (paths, digests) = self.model._embedded(given), given.files()
         block = Block(paths, digests, self._opened.encode(vectors))
         return [case.matches for case in find_matches([block], self._opened, scoring, k=k, itself=itself)]
