@@ -3,6 +3,7 @@
 The classes are thin: what they do is what `rdcd extract`, `rdcd index …` and `rdcd search` do.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
