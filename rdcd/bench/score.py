@@ -95,16 +95,24 @@ def bench_score(*, queries: int = 50_000, references: int = 1_000_000, backgroun
         rows.append({"varied": varied, **counts, "dim": dim, "pairs": counts["queries"] * (
             counts["references"] + counts["background"]), **found})
         print(f"  {found['seconds']:.1f} s, {found['ratio']:.3f} times the bare searches", flush=True)
-    growth = {varied: exponent([row for row in rows if row["varied"] in ("all", varied)])
-              for varied in ("queries", "references")} if shares else {}
-    for row in rows:
-        row["exponent"] = growth.get(row["varied"])
-    result = {"rows": rows, "growth": growth, **settings, "sizes": shares, "threads": faiss.omp_get_max_threads(),
-              "provenance": provenance(seed=seed)}
-    if out:
-        write_json(out, result)
+        result = {"rows": rows, "runs_left": len(runs) - number, **settings, "sizes": shares,
+                  "threads": faiss.omp_get_max_threads(), "provenance": provenance(seed=seed), **growing(rows)}
+        if out:  # after every run: the largest comes first, and takes most of the hours
+            write_json(out, result)
     _show(result)
     return result
+
+
+def growing(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Return by which power of queries, and of references, time grows, and note it in the rows."""
+    growth = {}
+    for varied in ("queries", "references"):
+        some = [row for row in rows if row["varied"] in ("all", varied)]
+        if len(some) > 1:
+            growth[varied] = exponent(some)
+    for row in rows:
+        row["exponent"] = growth.get(row["varied"])
+    return {"growth": growth}
 
 
 def measure(places: dict[str, Path], out: Path, settings: dict) -> dict:

@@ -24,8 +24,9 @@ from rdcd.evaluation.precisions import SLACK, Curve, expected_precision, precisi
 from rdcd.evaluation.runs import find_run
 from rdcd.evaluation.tables import wide_console, write_table
 from rdcd.files import write_json
+from rdcd.models.exported import card_of, read_exported_card
 from rdcd.models.student import is_safetensors
-from rdcd.models.weights import extend_card, read_card
+from rdcd.models.weights import read_card
 from rdcd.provenance import provenance
 from rdcd.retrieval.calibration import recalibrated
 from rdcd.retrieval.codec import Codec
@@ -57,7 +58,7 @@ def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: st
     touched; what the card had for the same codec and normalization is replaced.
 
     Args:
-        checkpoint: `student.safetensors`, or a run folder or `latest` for a run's student.
+        checkpoint: `student.safetensors` or an exported `.onnx`, or a run folder or `latest` for a run's student.
         data, layout, split: the benchmark, see `open_layout`.
         images: folder of pictures instead, no labels needed: `make_benchmark` makes a benchmark of edited copies of
             them, in `out/benchmark`.
@@ -132,11 +133,18 @@ def _weights(checkpoint: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"checkpoint={checkpoint}: no file {path}; expected student.safetensors, a run folder or "
                         f"latest")
-    if not is_safetensors(path):
+    if path.suffix != ".onnx" and not is_safetensors(path):
         raise UserError(f"checkpoint={checkpoint} has no card to write thresholds on: `rdcd export "
                         f"checkpoint={checkpoint} out=student.safetensors` makes a student with one")
-    read_card(path)
+    _card(path)
     return path
+
+
+def _card(weights: Path) -> tuple[Path, dict]:
+    """Return where the card of a weights file is, and the card."""
+    if weights.suffix == ".onnx":
+        return card_of(weights), read_exported_card(weights)
+    return weights.with_suffix(".json"), read_card(weights)
 
 
 def _codec(text: str, dim: int) -> Codec:
@@ -195,18 +203,18 @@ def _index(folder: Path, embedder: Embedder, codec: Codec, reference: _Role) -> 
 
 def _write(weights: Path, folder: Path, embedder: Embedder, rows: list[dict], about: list[dict], record: dict,
            curves: Mapping[str, Curve]) -> None:
-    card = read_card(weights)
+    place, card = _card(weights)
     if card["weights_sha256"] != embedder.card["weights_sha256"]:
         raise UserError(f"{weights} was replaced while it was measured: calibrate it again")
     write_table(folder / "calibration.csv", rows)
     write_json(folder / "calibration.json", {"rows": rows, "calibrated": about, **record})
     plot_thresholds(folder / "calibration.png", curves)
-    extend_card(weights, **recalibrated(card, rows, about))
+    write_json(place, card | recalibrated(card, rows, about))
     wide_console().print(_table(rows, title=f"{weights.name} on {record['benchmark']['root']}"))
     counts = record["benchmark"]
     print(f"measured where {counts['queries_with_copies']:,} of {counts['queries']:,} queries have a copy among "
           f"{counts['references']:,} references: where copies are rarer or the collection is larger, the same "
-          f"threshold gives a lower precision\ncard:  {weights.with_suffix('.json')}\ntable: "
+          f"threshold gives a lower precision\ncard:  {place}\ntable: "
           f"{folder / 'calibration.csv'}\nplot:  {folder / 'calibration.png'}", flush=True)
 
 

@@ -111,8 +111,8 @@ def export(*, checkpoint: str | Path, out: str | Path, format: str = "safetensor
             extend_card(weights, source=about | {"largest_difference": difference} | source.about, provenance=made)
         said = [f"descriptors differ from the source's by at most {difference:.1e} (allowed: {TOLERANCE:g})"]
     else:
-        if format == "int8" and "thresholds" in card:
-            card = {key: value for key, value in card.items() if key != "thresholds"}
+        if format == "int8" and uncalibrated(card) != card:
+            card = uncalibrated(card)
             print("thresholds on the source's card are of fp32 descriptors: they are left out")
         check_size(source.student, size, name=source.student.architecture["trunk"], key="size")
         architecture = source.student.architecture

@@ -148,3 +148,18 @@ def test_a_student_that_is_replaced_meanwhile_keeps_its_card(student: Path, benc
     with pytest.raises(UserError, match="was replaced while it was measured"):
         calibrate(checkpoint=student, data=DataRoot(root=str(benchmark)), out=tmp_path / "cal", **QUICK)
     assert "calibration" not in read_card(student)
+
+
+def test_an_exported_network_keeps_thresholds_on_its_own_card(student: Path, benchmark: Path, tmp_path: Path,
+                                                              build: Callable, find: Callable) -> None:
+    from rdcd.export.convert import export
+
+    before = student.with_suffix(".json").read_bytes()
+    network = export(checkpoint=student, out=tmp_path / "network.onnx", format="onnx")
+    got = calibrate(checkpoint=network, data=DataRoot(root=str(benchmark)), out=tmp_path / "cal", k=3, **QUICK)
+    card = json.loads((tmp_path / "network.onnx.json").read_text(encoding="utf-8"))
+    assert card["calibration"] == got and card["weights_sha256"] == sha256(network)
+    assert student.with_suffix(".json").read_bytes() == before
+    build(index=tmp_path / "index", images=benchmark / "images/references", model=network)
+    out = find(index=tmp_path / "index", images=benchmark / "images/dev_queries", precision=0.5, gallery=0)
+    assert (out / "matches.csv").is_file()
