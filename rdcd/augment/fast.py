@@ -180,7 +180,7 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     top, bottom = (round(y * tall / height) for y in (box[1], box[3]))
     cut = np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
     if cut.shape[:2] == (down, across):
-        return cut
+        return cut.copy()  # overlays are drawn into it
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
         return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
     batch = torch.from_numpy(cut)

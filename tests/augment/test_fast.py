@@ -223,3 +223,10 @@ def test_ways_that_are_none_are_refused(how, said) -> None:
 
     with pytest.raises(UserError, match=said):
         recipes.simclr(16, **how)
+
+
+def test_a_view_leaves_the_pixels_of_the_next_alone() -> None:
+    pixels = np.array(PICTURES[0].resize((SIDE, SIDE)))
+    whole, emoji = steps.Resized((0, 0, SIDE, SIDE), SIDE), steps.Emoji(assets.emoji_files()[10], 30, 1.0, (5, 5))
+    first, second = fast.views(lambda reduction: pixels, SIDE, SIDE, [[emoji, whole], [whole]])
+    assert np.array_equal(second, np.array(PICTURES[0].resize((SIDE, SIDE)))) and not np.array_equal(first, second)

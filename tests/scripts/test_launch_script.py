@@ -27,7 +27,7 @@ import os
 from rdcd.augment.recipes import simclr
 
 class Views:
-    def __init__(self, size):
+    def __init__(self, size, **how):
         self.recipe, self.made = simclr(size), 0
 
     def __call__(self, picture, rng):

@@ -16,7 +16,7 @@ from rdcd.training.module import Optimization
 from rdcd.training.objectives import RDCD, SSCD
 
 VIEWS = 2 * 24  # a stage and epoch: 24 pictures, two views each
-RECIPE = simclr(32)
+RECIPE = simclr(32, path="plain")  # as `Breaks` makes its views
 
 
 def settings(**changes):
