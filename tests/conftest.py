@@ -5,9 +5,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from miniatures import noise
 from PIL import Image
 
 from rdcd.data.parallel import available_cores
@@ -54,12 +54,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local)
-
-
-def noise(seed: int, width: int = 32, height: int = 24) -> Image.Image:
-    """A picture of random 4-pixel blocks, so that resizing and JPEG leave something to compare."""
-    cells = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture

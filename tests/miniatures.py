@@ -18,6 +18,12 @@ QUALITIES = (3, 5, 8, 10, 15, 20, 30, 50, 75)
 SHARD = 50_000  # DISC's shard k begins with picture 50,000 k
 
 
+def noise(seed: int, width: int = 32, height: int = 24) -> Image.Image:
+    """A picture of random 4-pixel blocks, so that resizing and JPEG leave something to compare."""
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
+
+
 def scene(seed: int, side: int = 48) -> Image.Image:
     """A picture of smooth colours and a few hard edges, unlike that of any other seed."""
     rng = np.random.default_rng(seed)

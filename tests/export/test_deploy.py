@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import noise
 from exported_files import write_student
+from miniatures import noise
 
 from rdcd import cli
 from rdcd.errors import UserError
