@@ -1,7 +1,6 @@
 """Exported networks (`FILE.onnx` and its card `FILE.onnx.json`), run by ONNX Runtime."""
 
 import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from rdcd.errors import UserError
 from rdcd.files import sha256
+from rdcd.models.weights import read_json_card
 
 FORMAT = "rdcd-exported-1"
 NEEDS = "pip install 'rdcd[onnx]'"
@@ -29,13 +29,7 @@ def read_exported_card(path: str | Path) -> dict:
     path, card_path = Path(path), card_of(path)
     if not path.is_file():
         raise UserError(f"no file {path}: expected one that `rdcd export format=onnx` wrote; check the path")
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no card {card_path}: an exported network is two files, {path.name} and {card_path.name}; "
-                        f"copy both") from None
-    except ValueError as error:
-        raise UserError(f"{card_path} is not JSON ({error}): copy the card again") from error
+    card = read_json_card(card_path, of=path, what="an exported network is")
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise UserError(f"{card_path} is no card of format {FORMAT!r}: was {path.name} written by `rdcd export`?")
     absent = [key for key in ("architecture", "preprocessing", "exported") if not isinstance(card.get(key), dict)]

@@ -52,13 +52,7 @@ def read_card(path: str | Path) -> dict:
         UserError: there is none, or it is no card of ours.
     """
     card_path = Path(path).with_suffix(".json")
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no card {card_path}: student weights are two files, {Path(path).name} and "
-                        f"{card_path.name}; copy both") from None
-    except ValueError as error:
-        raise UserError(f"{card_path} is not JSON ({error}): copy the card again") from error
+    card = read_json_card(card_path, of=Path(path), what="student weights are")
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise UserError(f"{card_path}: format {found!r}, expected {FORMAT!r}; "
@@ -66,6 +60,20 @@ def read_card(path: str | Path) -> dict:
     if absent := _absent(card, "weights_sha256"):
         raise UserError(f"{card_path} has no {', '.join(absent)}: copy the card again")
     return card
+
+
+def read_json_card(card_path: Path, *, of: Path, what: str) -> object:
+    """Return what the card of the file `of` holds, whatever that is; `what` names such a pair of files in the error.
+
+    Raises:
+        UserError: there is none, or it is not JSON.
+    """
+    try:
+        return json.loads(card_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no card {card_path}: {what} two files, {of.name} and {card_path.name}; copy both") from None
+    except ValueError as error:
+        raise UserError(f"{card_path} is not JSON ({error}): copy the card again") from error
 
 
 def _absent(card: dict, *further: str) -> list[str]:
