@@ -22,13 +22,19 @@ class Typeface:
     path: Path
     characters: str
 
-    def at(self, pixels: int) -> ImageFont.FreeTypeFont:
+    def at(self, pixels: float) -> ImageFont.FreeTypeFont:
         """Open the font at `pixels` a line.
 
         The basic layout places one glyph after another. Random glyphs make no words that would need
         shaping, it does not depend on an optional library, and it draws where Raqm refuses some.
         """
-        return ImageFont.truetype(self.path, pixels, layout_engine=ImageFont.Layout.BASIC)
+        return _opened(self.path, pixels)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, pixels: float) -> ImageFont.FreeTypeFont:
+    """Keep the latest fonts: the first glyph of one takes longer than a line, and a line is measured, then drawn."""
+    return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=1)

@@ -55,7 +55,8 @@ def _mixed(view: np.ndarray, matrix: np.ndarray, offset: float) -> np.ndarray:
 def hue_turned(view: np.ndarray, turns: float) -> np.ndarray:
     """Turn the colour circle by `turns`, 1 = once round."""
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # goes round at 256
+    rows = hsv.reshape(len(hsv), -1)
+    rows += np.tile(np.array([int(turns * 255) % 256, 0, 0], np.uint8), hsv.shape[1])  # hue goes round at 256
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -70,7 +71,7 @@ def blurred(view: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def _smoothed(view: np.ndarray, deviation: float) -> np.ndarray:
-    kernel = kernel_of(deviation)
+    kernel = kernel_of(deviation).astype(np.float32)  # of which OpenCV is three times as fast as of float64
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 

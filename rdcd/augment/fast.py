@@ -120,34 +120,49 @@ def rendered(pixels: np.ndarray, p: Plan) -> np.ndarray:
 
 def geometry(pixels: np.ndarray, p: Plan) -> np.ndarray:
     """Make a view as far as the crop: turned, overlaid, rotated, cut and resized."""
-    side, (left, top, right, bottom) = p.cut.side, p.cut.box
+    side = p.cut.side
     if p.rotation is None:
-        view = _turned(resized(pixels, _unturned(p), p.width, p.height, side, side), p.turns)
-        return _overlaid(view, p.overlays, (left, top), (side / (right - left), side / (bottom - top)))
-    scale = max(p.reduction, 1.0)
-    width, height = (max(1, round(length / scale)) for length in (p.width, p.height))
-    small = _turned(resized(pixels, (0, 0, p.width, p.height), p.width, p.height, width, height), p.turns)
-    whole, size = p.turned_size, small.shape[1::-1]
-    small = _overlaid(small, p.overlays, (0, 0), (size[0] / whole[0], size[1] / whole[1]))
-    return cv2.warpAffine(small, _back(p, whole, size), (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        box, across, down = p.cut.box, side, side
+    else:
+        map_ = _back(p)
+        box = _seen(map_, side, p.turned_size)
+        across, down = (max(1, round(length / max(p.reduction, 1.0))) for length in (box[2] - box[0], box[3] - box[1]))
+    lying = sum(getattr(turn, "quarters", 0) for turn in p.turns) % 2
+    size = (down, across) if lying else (across, down)
+    view = _turned(resized(pixels, _unturned(p, box), p.width, p.height, *size), p.turns)
+    scale = across / (box[2] - box[0]), down / (box[3] - box[1])
+    view = _overlaid(view, p.overlays, box[:2], scale)
+    if p.rotation is None:
+        return view
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from the number of a pixel to its middle
+    part = np.diag([*scale, 1]) @ np.array([[1, 0, -box[0]], [0, 1, -box[1]], [0, 0, 1]])
+    return cv2.warpAffine(view, (np.linalg.inv(half) @ part @ map_ @ half)[:2], (side, side),
+                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
-def _back(p: Plan, whole: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return the affine map [2, 3] from pixels of the view to pixels of the turned, reduced picture."""
+def _back(p: Plan) -> np.ndarray:
+    """Return the affine map [3, 3] from places in the view to places in the turned picture, before it was rotated."""
     left, top, right, bottom = p.cut.box
     cut = np.array([[(right - left) / p.cut.side, 0, left], [0, (bottom - top) / p.cut.side, top], [0, 0, 1]])
     angle = -math.radians(p.rotation.degrees)
-    x, y = whole[0] / 2, whole[1] / 2
+    x, y = (length / 2 for length in p.turned_size)
     turn = np.array([[math.cos(angle), math.sin(angle), 0], [-math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
     centre = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
-    reduce = np.diag([size[0] / whole[0], size[1] / whole[1], 1])
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from the number of a pixel to its middle
-    return (np.linalg.inv(half) @ reduce @ centre @ turn @ np.linalg.inv(centre) @ cut @ half)[:2]
+    return centre @ turn @ np.linalg.inv(centre) @ cut
 
 
-def _unturned(p: Plan) -> Box:
-    """Return where the cut's box lies in the picture before its turns."""
-    left, top, right, bottom = p.cut.box
+def _seen(back: np.ndarray, side: int, size: tuple[int, int]) -> Box:
+    """Return the box of a `size` picture in which all lies that a rotated view of it shows, and a little around it."""
+    corners = back[:2] @ np.array([[0, side, 0, side], [0, 0, side, side], [1, 1, 1, 1]])
+    spare = 2 * np.abs(back[:2, :2]).sum(1).max() + 2
+    low = np.floor(corners.min(1) - spare).clip(0, np.array(size) - 1)
+    high = np.ceil(corners.max(1) + spare).clip(low + 1, size)
+    return (*map(int, low), *map(int, high))
+
+
+def _unturned(p: Plan, box: Box) -> Box:
+    """Return where a box of the turned picture lies in the picture before its turns."""
+    left, top, right, bottom = box
     sizes, (width, height) = [], (p.width, p.height)
     for turn in p.turns:
         sizes.append((width, height))
@@ -183,10 +198,10 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
         return cut.copy()  # overlays are drawn into it
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
         return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
-    batch = torch.from_numpy(cut)
-    # equal to Pillow's but for rounding, and three times as fast
-    batch = (batch.permute(2, 0, 1) if cut.ndim == 3 else batch[None])[None]
-    return cv2.merge(list(interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].numpy()))
+    # equal to Pillow's but for rounding, and several times as fast; the order of axes tells torch that channels are last
+    batch = torch.from_numpy(cut.reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
+    made = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(made if cut.ndim == 3 else made[..., 0])
 
 
 def _overlaid(view: np.ndarray, overlays: Sequence[steps.Step], origin: tuple[float, float],

@@ -5,7 +5,6 @@ What is drawn depends on the generator and the size alone, so that a view can be
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +55,7 @@ class Rotate(Op):
 class OverlayText(Op):
     """Write one line of random glyphs of one random font, in a random colour.
 
-    The line has 1 to n glyphs, n being how many fit into the picture; it lies wholly inside. The picture
+    The line has 1 to n glyphs, n being how many fit into the picture by their advances; it lies wholly inside. The picture
     is returned as it was if not even one glyph fits.
 
     Args:
@@ -76,21 +75,16 @@ class OverlayText(Op):
         colour = tuple(int(c) for c in rng.integers(256, size=3))
         ink = round(255 * rng.uniform(*self.opacity))
 
-        def box(count: int) -> tuple[int, int, int, int]:
+        most, used = 0, 0.0
+        while most < len(glyphs) and (used := used + font.getlength(glyphs[most])) <= width:
+            most += 1
+        for count in range(int(rng.integers(most)) + 1 if most else 0, 0, -1):
             left, top, right, bottom = font.getbbox(glyphs[:count])
-            return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-
-        def fits(count: int) -> bool:
-            left, top, right, bottom = box(count)
-            return right - left <= width and bottom - top <= height
-
-        most = _longest(fits, len(glyphs))
-        if not most:
+            left, top, right, bottom = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+            if right - left <= width and bottom - top <= height:  # glyphs may reach out of the places they take
+                break
+        else:
             return steps.Nothing()
-        count = int(rng.integers(most)) + 1
-        while not fits(count):  # marks that join may make a longer line narrower
-            count -= 1
-        left, top, right, bottom = box(count)
         if right <= left or bottom <= top:
             return steps.Nothing()
         x, y = _random_place(width, height, right - left, bottom - top, rng)
@@ -116,18 +110,6 @@ class OverlayEmoji(Op):
         side = max(1, round(min(width, height) * rng.uniform(*self.size)))
         opacity = rng.uniform(*self.opacity)
         return steps.Emoji(path, side, opacity, _random_place(width, height, side, side, rng))
-
-
-def _longest(fits: Callable[[int], bool], limit: int) -> int:
-    """Return the largest n up to `limit` with fits(n), 0 for none, if those that fit are the smaller ones."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _random_place(width: int, height: int, wide: int, tall: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from PIL import Image
 from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright
 
 _WHOLE = 1 << 25  # bytes of a file that is read at once
+_BASELINE, _SCAN, _TURNING = 0xC0, 0xDA, 0xE1  # markers of JPEG; APP1 holds EXIF or XMP
+_FRAMES = set(range(0xC1, 0xD0)) - {0xC4, 0xC8, 0xCC}  # progressive and rarer ones
 
 
 class Encoded:
@@ -35,7 +37,7 @@ class Encoded:
                 self._data = picture.fp.read()
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
-        """Decode to upright RGB, uint8 [h, w, 3].
+        """Decode to upright RGB, uint8 [h, w, 3]; pixels of a JPEG share its coarser colours, which are not interpolated.
 
         Args:
             reduction: 1, 2, 4 or 8: a JPEG's sides are divided by this, rounded up.
@@ -48,8 +50,8 @@ class Encoded:
                 height, width, space, _ = simplejpeg.decode_jpeg_header(self._data)
                 if space == "YCbCr":
                     return turned_upright(simplejpeg.decode_jpeg(
-                        self._data, min_height=-(-height // reduction), min_width=-(-width // reduction)),
-                        self._orientation)
+                        self._data, min_height=-(-height // reduction), min_width=-(-width // reduction),
+                        fastupsample=True), self._orientation)
             except ValueError:  # what is odd about it, Pillow tells, or takes
                 pass
         return np.array(open_image(self.source))
@@ -69,10 +71,24 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
             source = path.read_bytes()
         except OSError:
             return None  # which `opened` words
-    if not source.startswith(b"\xff\xd8") or b"\xff\xc2" in source or b"Exif\0" in source:
-        return None
     try:
+        if not _is_plain(source):
+            return None
         height, width, space, _ = simplejpeg.decode_jpeg_header(source)
-    except ValueError:
+    except (ValueError, IndexError):
         return None
     return source if space == "YCbCr" and height * width <= MAX_PIXELS else None
+
+
+def _is_plain(data: bytes) -> bool:
+    """Go from marker to marker of a JPEG up to its scan: it is baseline, and no EXIF or XMP may tell how to turn it."""
+    place, baseline = 2, False
+    while data.startswith(b"\xff\xd8") and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
+        if kind == _SCAN:
+            return baseline
+        if kind == _TURNING or kind in _FRAMES or length < 2:
+            return False
+        baseline |= kind == _BASELINE
+        place += 2 + length
+    return False
