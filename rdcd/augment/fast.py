@@ -198,7 +198,7 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
         return cut.copy()  # overlays are drawn into it
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
         return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
-    # equal to Pillow's but for rounding, and several times as fast; the order of axes tells torch that channels are last
+    # equal to Pillow's but for rounding, several times as fast; this order of axes tells torch that channels are last
     batch = torch.from_numpy(cut.reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
     made = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(made if cut.ndim == 3 else made[..., 0])

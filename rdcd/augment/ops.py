@@ -55,8 +55,8 @@ class Rotate(Op):
 class OverlayText(Op):
     """Write one line of random glyphs of one random font, in a random colour.
 
-    The line has 1 to n glyphs, n being how many fit into the picture by their advances; it lies wholly inside. The picture
-    is returned as it was if not even one glyph fits.
+    The line has 1 to n glyphs, n being how many fit into the picture by their advances; it lies wholly
+    inside. The picture is returned as it was if not even one glyph fits.
 
     Args:
         size: font size, as a share of the picture's short side.

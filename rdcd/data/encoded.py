@@ -37,7 +37,7 @@ class Encoded:
                 self._data = picture.fp.read()
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
-        """Decode to upright RGB, uint8 [h, w, 3]; pixels of a JPEG share its coarser colours, which are not interpolated.
+        """Decode to upright RGB, uint8 [h, w, 3]; of a JPEG, whose colours are coarser, these are not interpolated.
 
         Args:
             reduction: 1, 2, 4 or 8: a JPEG's sides are divided by this, rounded up.
