@@ -51,31 +51,41 @@ def edited(views: Tensor, rows: Tensor) -> Tensor:
     """Do to each view what its row says.
 
     Args:
-        views: uint8 [B, 3, H, W].
-        rows: float32 [B, WIDTH], of `coded`, on the same device.
+        views: uint8 [B, 3, H, W], on any device.
+        rows: float32 [B, WIDTH], of `coded`, on the CPU: which edit is for which view is found out there, so that
+            nothing waits for a GPU.
 
     Returns:
         uint8 [B, 3, H, W]; values are rounded after every edit, as in the other ways.
     """
+    with torch.autocast(views.device.type, enabled=False):  # bf16 holds 8 bits, of sums too
+        return _edited(views, rows)
+
+
+def _edited(views: Tensor, rows: Tensor) -> Tensor:
     values = views.float()
+
+    def beside(numbers: Tensor) -> Tensor:
+        return numbers.pin_memory().to(values.device, non_blocking=True) if values.is_cuda else numbers
+
     for place in range(4):
-        kinds = rows[:, 2 * place]
         for number, change in enumerate((_brightness, _contrast, _saturation, _hue), start=1):
-            chosen = (kinds == number).nonzero()[:, 0]
+            chosen = (rows[:, 2 * place] == number).nonzero()[:, 0]
             if len(chosen):
-                factors = rows[chosen, 2 * place + 1, None, None, None]
-                values[chosen] = change(values[chosen], factors).clamp(0, 255).floor()
-    chosen = rows[:, _GREY].nonzero()[:, 0]
+                factors, chosen = beside(rows[chosen, 2 * place + 1]), beside(chosen)
+                values[chosen] = change(values[chosen], factors[:, None, None, None]).clamp(0, 255).floor()
+    chosen = beside(rows[:, _GREY].nonzero()[:, 0])
     if len(chosen):
         values[chosen] = _luma(values[chosen]).round().expand(-1, 3, -1, -1)
     chosen = rows[:, _BLUR].nonzero()[:, 0]
     if len(chosen):
-        values[chosen] = _blurred(values[chosen], rows[chosen, _BLUR]).round()
+        kernels, chosen = beside(_kernels(rows[chosen, _BLUR])), beside(chosen)
+        values[chosen] = _blurred(values[chosen], kernels).round()
     return values.to(torch.uint8)
 
 
 def _luma(values: Tensor) -> Tensor:
-    return (values * values.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    return sum(weight * values[:, i:i + 1] for i, weight in enumerate(_LUMA))
 
 
 def _brightness(values: Tensor, factors: Tensor) -> Tensor:
@@ -100,20 +110,23 @@ def _hue(values: Tensor, turns: Tensor) -> Tensor:
     hue = torch.where(most == red, (green - blue) / span,
                       torch.where(most == green, 2 + (blue - red) / span, 4 + (red - green) / span))
     hue = torch.remainder(hue / 6 + torch.trunc(turns * 255) / 256, 1)
-    offset = values.new_tensor((5.0, 3.0, 1.0))[:, None, None]
+    offset = torch.arange(5, 0, -2, device=values.device)[:, None, None]  # of red, green and blue
     place = torch.remainder(offset + 6 * hue, 6)
     return most - (most - least) * torch.minimum(place, 4 - place).clamp(0, 1) + 0.5
 
 
-def _blurred(values: Tensor, deviations: Tensor) -> Tensor:
-    """Blur each view as Pillow's Gaussian of its own deviation, pixels; edges are continued."""
-    count, channels, height, width = values.shape
+def _kernels(deviations: Tensor) -> Tensor:
+    """Return Pillow's Gaussian of each deviation, pixels, as a row of float32 [n, 2 reach + 1]."""
     each = [kernel_of(deviation) for deviation in deviations.tolist()]
     reach = max(map(len, each)) // 2
-    kernels = torch.stack([torch.from_numpy(np.pad(kernel, reach - len(kernel) // 2)) for kernel in each])
-    kernels = kernels.to(values).repeat_interleave(channels, 0)
+    return torch.from_numpy(np.stack([np.pad(kernel, reach - len(kernel) // 2) for kernel in each])).float()
+
+
+def _blurred(values: Tensor, kernels: Tensor) -> Tensor:
+    """Blur each view by its own kernel along rows and columns; edges are continued."""
+    count, channels, height, width = values.shape
+    kernels, reach = kernels.repeat_interleave(channels, 0), kernels.shape[1] // 2
     flat = values.reshape(1, count * channels, height, width)
-    for shape, edges in (((1, -1), (reach, reach, 0, 0)), ((-1, 1), (0, 0, reach, reach))):
-        flat = conv2d(pad(flat, edges, mode="replicate"), kernels.reshape(-1, 1, *(
-            (1, 2 * reach + 1) if shape == (1, -1) else (2 * reach + 1, 1))), groups=count * channels)
+    flat = conv2d(pad(flat, (reach, reach, 0, 0), mode="replicate"), kernels[:, None, None], groups=len(kernels))
+    flat = conv2d(pad(flat, (0, 0, reach, reach), mode="replicate"), kernels[:, None, :, None], groups=len(kernels))
     return flat.reshape(values.shape)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rdcd.augment import on_device
+from rdcd.data.views import EDITS, VIEWS
 from rdcd.errors import UserError
 from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
 from rdcd.models.student import Student
@@ -59,7 +61,9 @@ class Bare:
 
     def views(self, batch: dict) -> list[Tensor]:
         """Return query and key views [B, 3, S, S] on the device, in [0, 1]."""
-        moved = (batch[name].to(self.device, non_blocking=True) for name in ("query", "key"))
+        moved = [batch[name].to(self.device, non_blocking=True) for name in VIEWS]
+        if EDITS[0] in batch:
+            moved = [on_device.edited(view, batch[edits]) for view, edits in zip(moved, EDITS, strict=True)]
         return [(view.float() / 255).contiguous(memory_format=self.format) for view in moved]
 
     def step(self, batch: dict) -> None:

@@ -32,7 +32,7 @@ from rdcd.models.teacher import Teacher
 from rdcd.provenance import provenance
 from rdcd.training.clock import Clock
 from rdcd.training.console import Console
-from rdcd.training.datamodule import DataModule, DataSettings
+from rdcd.training.datamodule import Batches, DataModule, DataSettings
 from rdcd.training.fit import TrainerSettings, _channels_last, device_of, make_trainer, seed_all
 from rdcd.training.interruption import LastCheckpoint
 from rdcd.training.module import CopyDetection
@@ -183,7 +183,7 @@ def stream(modules: DataModule) -> Iterator[dict]:
         yield from loader
 
 
-class Fed(pl.LightningDataModule):
+class Fed(Batches):
     """Hands the trainer so many batches of an iterator that others may take from, too."""
 
     def __init__(self, batches: Iterator[dict], steps: int) -> None:

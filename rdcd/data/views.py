@@ -18,7 +18,7 @@ from rdcd.errors import BadImage, UserError, check_number
 
 RESIZES = {"square": "square, aspect not kept", "short": "short side, aspect kept", "long": "long side, aspect kept"}
 DECODES = ("exact", "reduced")
-VIEWS = ("query", "key")
+VIEWS, EDITS = ("query", "key"), ("query_edits", "key_edits")
 MAX_ASPECT = 16  # where the aspect is kept: a thin line of a picture would become one of a million pixels, or of one
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -77,7 +77,7 @@ class TwoViews(Dataset):
         for number, name in enumerate(VIEWS):
             sample[name] = to_tensor(views[number])
             if left is not None:
-                sample[f"{name}_edits"] = left[number]
+                sample[EDITS[number]] = left[number]
         return sample
 
 

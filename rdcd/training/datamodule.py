@@ -14,7 +14,7 @@ from rdcd.data.layouts import open_layout
 from rdcd.data.ledger import MAX_BAD_SHARE
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, start_worker
-from rdcd.data.views import Augment, EpochSampler, TwoViews, collate_views
+from rdcd.data.views import EDITS, Augment, EpochSampler, TwoViews, collate_views
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.batches import picture_loader
 from rdcd.evaluation.extract import default_device
@@ -95,7 +95,17 @@ class DataSettings:
         return loader_workers(self.workers, device=default_device())
 
 
-class DataModule(pl.LightningDataModule):
+class Batches(pl.LightningDataModule):
+    """Moves batches of `collate_views` to the device that trains."""
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Move a batch, but not the rows for `on_device.edited`, which it wants on the CPU."""
+        rows = {name: batch.pop(name) for name in EDITS if name in batch} if isinstance(batch, dict) else {}
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | rows if rows else moved
+
+
+class DataModule(Batches):
     """Loaders of one run.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rdcd.augment import on_device
 from rdcd.data.disc import Benchmark
-from rdcd.data.views import VIEWS
+from rdcd.data.views import EDITS, VIEWS
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import assemble
 from rdcd.evaluation.protocols import Protocol
@@ -122,9 +122,9 @@ class CopyDetection(pl.LightningModule):
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor:
         with self.clock.part("data"):
-            for name in VIEWS:
-                if (edits := batch.pop(f"{name}_edits", None)) is not None:
-                    batch[name] = on_device.edited(batch[name], edits)
+            for name, edits in zip(VIEWS, EDITS, strict=True):
+                if edits in batch:
+                    batch[name] = on_device.edited(batch[name], batch.pop(edits))
             query, key = self.prepare(batch["query"]), self.prepare(batch["key"])
         student = self.student if self.accumulate == 1 else InParts(self.student, self.accumulate)
         outcome: Outcome = self.objective(student, query, key, batch["index"], gather, self.clock.part)

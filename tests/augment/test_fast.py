@@ -216,8 +216,9 @@ def test_steps_in_another_order_are_taken_plainly() -> None:
     assert np.array_equal(shortly(PICTURES[0], drawn), plainly(PICTURES[0], drawn))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_edits_on_the_device_are_those_of_the_workers(builder) -> None:
+def test_edits_on_the_device_are_those_of_the_workers(builder, device: str) -> None:
     recipe, whole, left, rows = builder(SIDE), [], [], []
     for seed in range(200):
         picture = PICTURES[seed % 6]
@@ -228,9 +229,10 @@ def test_edits_on_the_device_are_those_of_the_workers(builder) -> None:
         rows.append(row)
         if any(isinstance(step, steps.Reencoded) for step in drawn):
             assert first == drawn and not row.any()  # JPEG comes last, and is the workers'
-    made = on_device.edited(torch.from_numpy(np.stack(left)).permute(0, 3, 1, 2), torch.stack(rows))
-    assert made.dtype == torch.uint8
-    made = made.permute(0, 2, 3, 1).numpy()
+    with torch.autocast(device, torch.bfloat16):  # as in a training of mixed precision
+        made = on_device.edited(torch.from_numpy(np.stack(left)).permute(0, 3, 1, 2).to(device), torch.stack(rows))
+    assert made.dtype == torch.uint8 and made.device.type == device
+    made = made.permute(0, 2, 3, 1).cpu().numpy()
     apart = np.mean([distance(*pair) for pair in zip(made, whole, strict=True)])
     means = [np.array([statistics(np.ascontiguousarray(view)) for view in views]).mean(0) for views in (made, whole)]
     assert apart < 1.5 and np.abs(means[0] - means[1]).max() < 0.7

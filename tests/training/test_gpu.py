@@ -10,6 +10,7 @@ import torch
 from test_nonfinite import fill, spoiled
 from tiny_runs import VIEWS, Breaks, go, rows, same_weights, settings
 
+from rdcd.augment.recipes import simclr
 from rdcd.bench.bare import Bare
 from rdcd.errors import UserError
 from rdcd.models.student import Student
@@ -130,3 +131,21 @@ def test_a_step_that_is_not_logged_never_waits_for_the_gpu(benchmark_root, plain
     monkeypatch.setattr(CopyDetection, "on_after_backward", watched(backward))
     go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")), data={"workers": 1},
        trainer=settings(accelerator="gpu", log_every=3, validate_every=0))
+
+
+def test_views_finished_on_the_gpu_train_the_same_and_never_wait(benchmark_root, plain_run, tmp_path, monkeypatch,
+                                                                 exact_products):
+    step = CopyDetection.training_step
+
+    def watched(self, *words):
+        torch.cuda.set_sync_debug_mode("error" if self.global_step == 3 else "default")
+        try:
+            return step(self, *words)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(CopyDetection, "training_step", watched)
+    runs = [go(benchmark_root, tmp_path / f"run {device}", teacher=TeacherFile(str(plain_run / "teacher")),
+               augment=simclr(32, device=device), data={"workers": 1},
+               trainer=settings(accelerator="gpu", log_every=3, validate_every=0)) for device in (None, "cuda")]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=0.1)
