@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from rdcd.augment import colours, fast, recipes
+from rdcd.augment import assets, colours, fast, ops, recipes
 from rdcd.bench.extract import make_photographs
 from rdcd.data.encoded import Encoded
 from rdcd.data.manifest import Manifest
@@ -30,6 +30,7 @@ from rdcd.files import check_output, write_json
 from rdcd.provenance import provenance
 
 RECIPES = {"advanced": recipes.advanced, "strong_blur": recipes.strong_blur, "simclr": recipes.simclr}
+WAYS = ("plain", "fast", "geometry", "decoding")
 STAGES = ("header", "drawing", "decoding", "crop", "overlays", "jitter", "grey", "blur", "jpeg", "tensor")
 _STAGE_OF = {"Jittered": "jitter", "Grey": "grey", "Blurred": "blur", "Reencoded": "jpeg", "Mirrored": "crop"}
 
@@ -40,8 +41,9 @@ def bench_data(*, images: str | None = None, recipe: str = "advanced", size: int
     """Time two views of every picture, made plainly, as training makes them, and their bare decoding, in turns.
 
     Each in a process of one thread, by turns. The plain way decodes by Pillow once for both views, then takes the
-    recipe's edits one by one at full size; bare decoding is libjpeg-turbo's, of the whole picture. What a stage costs
-    is measured apart, with a clock between the stages. Loader workers are measured through the loader of training.
+    recipe's edits one by one at full size; `geometry` is what `augment.device=cuda` leaves to a loader worker; bare
+    decoding is libjpeg-turbo's, of the whole picture. What a stage costs is measured apart, with a clock between the
+    stages. Loader workers are measured through the loader of training.
 
     Args:
         images: folder of photographs; those smaller than `sides` are laid side by side, since enlarging one would leave
@@ -98,14 +100,17 @@ class Way:
 
     def __init__(self, name: str, pictures: Manifest, augment: recipes.Recipe, *, seed: int) -> None:
         self.name, self.pictures = name, pictures
-        path = "plain" if name == "plain" else "fast"
-        self.views = TwoViews(pictures, replace(augment, path=path, device=None), seed=seed)
+        how = {"plain": {"path": "plain", "device": None}, "geometry": {"device": "cpu"}}.get(name, {"device": None})
+        self.views = TwoViews(pictures, replace(augment, **how), seed=seed)
 
     def start(self) -> None:
-        """Prepare the process."""
+        """Prepare the process: a worker reads each emoji once in its life, no matter how it makes views."""
         torch.set_num_threads(1)
         if self.name != "plain":
             reuse_freed_memory()
+        if any(isinstance(op, ops.OverlayEmoji) for _, op in self.views.augment.steps):
+            for path in assets.emoji_files():
+                assets.read_emoji(path)
 
     def turn(self, indices: range) -> float:
         """Return the seconds that each of some pictures takes."""
@@ -120,7 +125,7 @@ class Way:
 
 def _turns(pictures: Manifest, augment: recipes.Recipe, *, turn: int, seed: int) -> dict:
     seconds: dict[str, list[float]] = defaultdict(list)
-    ways = [Way(name, pictures, augment, seed=seed) for name in ("plain", "fast", "decoding")]
+    ways = [Way(name, pictures, augment, seed=seed) for name in WAYS]
     with ExitStack() as stack:
         processes = {way: stack.enter_context(ProcessPoolExecutor(
             1, mp_context=multiprocessing.get_context("spawn"), initializer=way.start)) for way in ways}
@@ -132,7 +137,8 @@ def _turns(pictures: Manifest, augment: recipes.Recipe, *, turn: int, seed: int)
     for name, values in each.items():
         row[f"ms_{name}"] = 1000 * float(np.median(values))
     row["pictures_per_s"], row["plain_pictures_per_s"] = 1000 / row["ms_fast"], 1000 / row["ms_plain"]
-    for name, ratios in (("ratio", each["plain"] / each["fast"]), ("bound", each["decoding"] / each["fast"])):
+    for name, ratios in (("ratio", each["plain"] / each["fast"]), ("geometry_ratio", each["plain"] / each["geometry"]),
+                         ("bound", each["decoding"] / each["fast"])):
         row |= {name: statistics.median(ratios.tolist()), f"{name}_low": float(ratios.min()),
                 f"{name}_high": float(ratios.max())}
     return row
@@ -194,12 +200,14 @@ def _loaded(pictures: Manifest, augment: recipes.Recipe, *, workers: int, batch_
 
 def _show(result: dict) -> None:
     table = Table(title=f"{result['recipe']}, two views of {result['size']} px, {result['images']}, one core")
-    for head in ("longer side", "plain, ms", "training, ms", "bare decoding, ms", "plain/training", "over turns",
-                 "decoding/training", *(f"pictures/s, {count} workers" for count in result["workers"])):
+    for head in ("longer side", "plain, ms", "training, ms", "geometry, ms", "bare decoding, ms", "plain/training",
+                 "over turns", "plain/geometry", "decoding/training",
+                 *(f"pictures/s, {count} workers" for count in result["workers"])):
         table.add_column(head, justify="right")
     for row in result["rows"]:
-        table.add_row(f"{row['side']} px", *(f"{row[f'ms_{name}']:.2f}" for name in ("plain", "fast", "decoding")),
-                      f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}", f"{row['bound']:.0%}",
+        table.add_row(f"{row['side']} px", *(f"{row[f'ms_{name}']:.2f}" for name in WAYS),
+                      f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
+                      f"{row['geometry_ratio']:.2f}", f"{row['bound']:.0%}",
                       *(f"{row[f'pictures_per_s_{count}_workers']:.0f}" for count in result["workers"]))
     wide_console().print(table)
     table = Table(title="where a picture's milliseconds go, both views")

@@ -21,6 +21,7 @@ from torch import nn
 
 from rdcd.bench.bare import Bare
 from rdcd.bench.costs import step_costs
+from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import share_cores
 from rdcd.data.views import Augment
 from rdcd.errors import UserError, check_number, check_path
@@ -97,7 +98,7 @@ def bench_step(*, student: partial | None, loss: Callable[..., nn.Module], data:
         given, taken = itertools.cycle(batches), itertools.cycle(batches)
         modules = None
     else:
-        modules = _real(data, augment, seed=seed)
+        modules = _real(data, augment, batches=2 * total, seed=seed)
         given = taken = stream(modules)
     others = {BARE: lambda: loop.step(next(taken)), NETWORKS: lambda: networks.networks(*views)}
     if modules is not None:
@@ -169,8 +170,13 @@ def random_batches(count: int, *, data: DataSettings, seed: int, pin: bool = Fal
     return made
 
 
-def _real(data: DataSettings, augment: Augment, *, seed: int) -> DataModule:
+def _real(data: DataSettings, augment: Augment, *, batches: int, seed: int) -> DataModule:
+    """Open the training pictures, again and again if they are few: at an epoch's end loader workers have a rest."""
     _, pictures, _ = data.open(Protocol())
+    count = data.batch_size * batches
+    if count > len(pictures):
+        pictures = Manifest(pictures.root, [pictures.path(i % len(pictures)) for i in range(count)],
+                            names=list(map(str, range(count))))
     return DataModule(pictures, augment, settings=data, protocol=Protocol(), benchmark=None,
                       validation_size=data.size, seed=seed)
 

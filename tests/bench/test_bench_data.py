@@ -16,6 +16,7 @@ def test_result_file_has_what_the_page_shows(tmp_path: Path, capsys) -> None:
     [row] = result["rows"]
     assert all(isinstance(value, int | float) for value in row.values())
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["bound_low"] <= row["bound"]
+    assert row["geometry_ratio_low"] <= row["geometry_ratio"] and row["ms_geometry"] > 0
     assert row["pictures_per_s"] == pytest.approx(1000 / row["ms_fast"]) and row["pictures_per_s_1_workers"] > 0
     assert all(row[f"stage_{stage}"] >= 0 for stage in STAGES) and row["stage_decoding"] > 0
     assert "where a picture's milliseconds go" in capsys.readouterr().out
