@@ -5,6 +5,7 @@ at half the resolution.
 """
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -49,15 +50,22 @@ def jittered(view: np.ndarray, changes: tuple[tuple[str, float], ...]) -> np.nda
 
 def _mixed(view: np.ndarray, matrix: np.ndarray, offset: float) -> np.ndarray:
     """Return matrix [3, 3] x colour + offset, cut to 0 … 255; Pillow cuts fractions off where OpenCV rounds."""
-    return cv2.transform(view, np.column_stack([matrix, np.full(3, offset - 0.5)]))
+    whole = np.empty((3, 4))
+    whole[:, :3], whole[:, 3] = matrix, offset - 0.5
+    return cv2.transform(view, whole)
 
 
 def hue_turned(view: np.ndarray, turns: float) -> np.ndarray:
     """Turn the colour circle by `turns`, 1 = once round."""
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)
-    rows += np.tile(np.array([int(turns * 255) % 256, 0, 0], np.uint8), hsv.shape[1])  # hue goes round at 256
+    rows += _row(int(turns * 255) % 256, hsv.shape[1])  # hue goes round at 256
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+@lru_cache(maxsize=256)
+def _row(hue: int, width: int) -> np.ndarray:
+    return np.tile(np.array([hue, 0, 0], np.uint8), width)
 
 
 def blurred(view: np.ndarray, deviation: float) -> np.ndarray:

@@ -193,13 +193,16 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     tall, wide = pixels.shape[:2]
     left, right = (round(x * wide / width) for x in (box[0], box[2]))
     top, bottom = (round(y * tall / height) for y in (box[1], box[3]))
-    cut = np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
+    cut = pixels[top:max(bottom, top + 1), left:max(right, left + 1)]
     if cut.shape[:2] == (down, across):
         return cut.copy()  # overlays are drawn into it
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
         return cv2.resize(cut, (across, down), interpolation=cv2.INTER_LINEAR)
+    while min(cut.shape[0] / down, cut.shape[1] / across) >= 2 * SPARE:  # as reduced decoding does
+        cut = cut[:cut.shape[0] & ~1, :cut.shape[1] & ~1]
+        cut = cv2.resize(cut, (cut.shape[1] // 2, cut.shape[0] // 2), interpolation=cv2.INTER_AREA)
     # equal to Pillow's but for rounding, several times as fast; this order of axes tells torch that channels are last
-    batch = torch.from_numpy(cut.reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.ascontiguousarray(cut).reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
     made = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(made if cut.ndim == 3 else made[..., 0])
 

@@ -1,5 +1,6 @@
 """A picture of which only the header has been read: it is decoded once it is known at what scale."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,11 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
     """Return the bytes of a JPEG that needs nothing of Pillow's reader: baseline, no EXIF, of allowed size."""
     if not isinstance(source, bytes):
         path = check_regular(source)
-        if path.stat().st_size > _WHOLE:
-            return None
         try:
-            source = path.read_bytes()
+            with open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size > _WHOLE:
+                    return None
+                source = file.read()
         except OSError:
             return None  # which `opened` words
     try:

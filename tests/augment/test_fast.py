@@ -157,9 +157,10 @@ def test_reduced_decoding_is_no_finer_than_views_need_and_keeps_detail() -> None
         drawn = [[steps.Resized(box, SIDE)] for box in boxes[:count]]
         views = fast.views(decode, 800, 800, drawn)
         assert asked[-1] == reduction
-        for view, some in zip(views, drawn, strict=True):
+        for view, some, box in zip(views, drawn, boxes, strict=False):
             plain = plainly(whole.picture(), some)
-            assert distance(view, plain) < (6 if reduction > 1 else 0.5)
+            halved = box[2] - box[0] >= 2 * fast.SPARE * SIDE  # by the decoder, or else before it is resized
+            assert distance(view, plain) < (6 if reduction > 1 else 2 if halved else 0.5)
             assert statistics(view)[-1] == pytest.approx(statistics(plain)[-1], rel=0.15)
     assert len(asked) == 3  # once for all views
 
