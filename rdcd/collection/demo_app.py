@@ -72,7 +72,11 @@ def make_app(finder: Finder, *, max_bytes: int) -> Starlette:
             return _refused(507, "there is not enough memory for this picture; take a smaller one")
         return JSONResponse(found, headers=HEADERS)
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return _refused(500, f"something went wrong ({type(error).__name__}); the terminal of `rdcd demo` says where")
+
     return Starlette(
+        exception_handlers={Exception: failed},
         routes=[Route("/", shown), Route("/demo.css", styled), Route("/demo.js", scripted),
                 Route("/find", asked, methods=["POST"])],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)])

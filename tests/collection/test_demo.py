@@ -103,6 +103,17 @@ def served(place: Path) -> Iterator[Served]:
     one.end()
 
 
+def test_what_nobody_expected_is_told_and_it_goes_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Finder, picture: bytes) -> None:
+        raise KeyError("nobody expected this")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Finder, "find", broken)
+        status, said, _ = served.ask(encoded(scene(1)))
+    assert status == 500 and "KeyError" in said["error"] and "nobody" not in said["error"]
+    assert served.ask(encoded(scene(2)))[0] == 200
+
+
 def test_matches_are_those_of_search(place: Path, served: Served, tmp_path: Path, rows: Callable) -> None:
     query = tmp_path / "query.jpg"
     save(jpeg(scene(4), 60), query)
