@@ -17,6 +17,7 @@ from rdcd import cli
 from rdcd.errors import UserError
 from rdcd.export import deploy
 from rdcd.export.convert import FORMATS, export
+from rdcd.export.quantize import write_int8
 from rdcd.files import sha256
 from rdcd.models.student import Student
 from rdcd.models.weights import load_student, save_student
@@ -39,7 +40,7 @@ def by_onnx(path: Path, *batches: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("trunk", ["efficientnet_b0", "mobilenetv3_large_100", "fastvit_t12"])
-def test_every_student_as_onnx(trunk: str, drawn: Path, tmp_path: Path) -> None:
+def test_every_student_in_every_format(trunk: str, drawn: Path, tmp_path: Path) -> None:
     weights = write_student(tmp_path, trunk)
     out = export(checkpoint=weights, out=tmp_path / "s.onnx", format="onnx", images=drawn)
     expected = eager(weights)
@@ -51,6 +52,10 @@ def test_every_student_as_onnx(trunk: str, drawn: Path, tmp_path: Path) -> None:
     kinds = {node.op_type for node in graph.node}
     assert "BatchNormalization" not in kinds and "Conv" in kinds
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert write_int8(tmp_path / "int8.onnx", out, pictures=torch.from_numpy(PICTURES)) > 20
+    assert 0.9 < (by_onnx(tmp_path / "int8.onnx", 3, 4) * expected).sum(axis=1).mean() < 0.99999
+    script = torch.jit.load(str(export(checkpoint=weights, out=tmp_path / "s.pt", format="torchscript", images=drawn)))
+    np.testing.assert_allclose(script(torch.from_numpy(PICTURES)).numpy(), expected, atol=1e-4)
 
 
 def test_the_card_is_the_students_and_says_what_the_file_is(onnx_file: Path, small_student: Path) -> None:
