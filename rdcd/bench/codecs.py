@@ -8,7 +8,9 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.table import Table
 
 from rdcd.bench.clusters import draw
@@ -36,7 +38,8 @@ _ROLES = ("query", "reference", "background", "ground_truth")
 def bench_codecs(*, query: str | None = None, reference: str | None = None, background: str | None = None,
                  ground_truth: str | None = None, codecs: Sequence[str] = CODECS, score_norm: str = "1.0[0,2]",
                  k: int = 10, turns: int = 3, queries: int = 2000, references: int = 50_000,
-                 drawn_background: int = 20_000, dim: int = 256, seed: int = 0, out: str | None = None) -> dict:
+                 drawn_background: int = 20_000, dim: int = 256, noise: float = 2.0, seed: int = 0,
+                 out: str | None = None) -> dict:
     """Measure codecs: bytes per descriptor, seconds of building, search time and µAP against exact fp32.
 
     Searches are timed in turns with faiss's own exact one of the same vectors; building includes learning.
@@ -47,7 +50,7 @@ def bench_codecs(*, query: str | None = None, reference: str | None = None, back
         score_norm: of µAP_SN, see `ScoreNorm`.
         k: candidates per query.
         turns: timed searches of each.
-        queries, references, drawn_background, dim, seed: of what is drawn.
+        queries, references, drawn_background, dim, noise, seed: of what is drawn.
         out: JSON file for the result, with a plot beside it, `.png`; None: none.
 
     Raises:
@@ -62,6 +65,7 @@ def bench_codecs(*, query: str | None = None, reference: str | None = None, back
     for key, value in (("k", k), ("turns", turns), ("queries", queries), ("references", references),
                        ("drawn_background", drawn_background), ("dim", dim)):
         check_number(key, value, 1)
+    check_number("noise", noise, 0, whole=False)
     check_number("seed", seed, 0)
     norm = parse_score_norm(score_norm)
     if norm is None:
@@ -72,7 +76,8 @@ def bench_codecs(*, query: str | None = None, reference: str | None = None, back
         check_output(Path(out).with_suffix(".png"))
     with tempfile.TemporaryDirectory() as folder:
         places = files if not absent else draw(Path(folder), queries=queries, references=references,
-                                               background=drawn_background, dim=dim, seed=seed)
+                                               background=drawn_background, dim=dim, seed=seed,
+                                               noise=noise)
         pairs = read_ground_truth(places["ground_truth"])
         q, r, b = (open_descriptors(places[role]).sorted() for role in _ROLES[:3])
         check_dims({"query": q, "reference": r, "background": b})
@@ -131,14 +136,19 @@ def plot(path: Path, rows: Sequence[dict]) -> None:
     """Draw µAP_SN against bytes, and search time against the µAP_SN lost, into a PNG."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
+    colours, marks = colormaps["tab10"].colors, "os^D"
     for axes, x, y in ((left, "bytes", "uAP_SN"), (right, "search_ratio", "uAP_SN_difference")):
-        axes.scatter([row[x] for row in rows], [100 * row[y] for row in rows], s=18)
-        for row in rows:
-            axes.annotate(row["codec"], (row[x], 100 * row[y]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        for number, row in enumerate(rows):
+            axes.scatter(row[x], 100 * row[y], s=28, label=row["codec"], color=colours[number % len(colours)],
+                         marker=marks[number // len(colours) % len(marks)])
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     left.set(xlabel="bytes per descriptor", ylabel="µAP_SN, %")
     right.set(xlabel="search time, exact fp32 = 1", ylabel="µAP_SN against exact, points")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right", fontsize=8)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=150, facecolor="white")
 
