@@ -151,7 +151,8 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
         return (f"no choice {choice!r} for {group}: expected one of "
                 f"{', '.join(choices(group))}{_did_you_mean(choice, choices(group))}")
     if first.startswith("Ambiguous value"):
-        return f"{first}: a list is key=[value1,value2]; --multirun runs every value in turn"
+        return (f"{first}: a list is key=[value1,value2], one text with a comma in it 'key=\"text,text\"'; --multirun "
+                f"runs every value in turn")
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
 
 

@@ -126,7 +126,7 @@ def test_version(capsys) -> None:
     (["score", "k=5"], "rdcd score needs out=…, query=…, reference=…"),
     (["score", "k"], "cannot read k: .*expected key=value"),
     (["score", "codecs=[Flat,"], r"cannot read 'codecs=\[Flat,': .*expected key=value"),
-    (["score", "k=5,10"], "Ambiguous value for argument 'k=5,10': a list is .*--multirun"),
+    (["score", "k=5,10"], "Ambiguous value for argument 'k=5,10': a list is .*'key=\"text,text\"'; --multirun"),
     (["train", "--multirun", "student.dmi=1,2"], "no key 'student.dmi'"),
     (["train", "-m", "loss=rdcd,rdcdd", "student.dmi=1"], "no key 'student.dmi'"),
     (["score", "-m", "k=5,10"], "rdcd score needs out=…, query=…, reference=…"),
