@@ -21,7 +21,7 @@ from rdcd.augment import assets, colours, fast, ops, recipes
 from rdcd.bench.extract import make_photographs
 from rdcd.data.encoded import Encoded
 from rdcd.data.manifest import Manifest
-from rdcd.data.parallel import own_cores, reuse_freed_memory, start_worker
+from rdcd.data.parallel import end_with_parent, own_cores, reuse_freed_memory, start_worker
 from rdcd.data.synthetic import MAX_SIZE, MIN_SIZE
 from rdcd.data.views import EpochSampler, TwoViews, collate_views, to_tensor
 from rdcd.errors import UserError, check_number, check_path
@@ -105,6 +105,7 @@ class Way:
 
     def start(self) -> None:
         """Prepare the process: a worker reads each emoji once in its life, no matter how it makes views."""
+        end_with_parent()
         torch.set_num_threads(1)
         if self.name != "plain":
             reuse_freed_memory()

@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from rdcd.bench.clusters import draw, needed_bytes
+from rdcd.data.parallel import end_with_parent
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation import score as scoring
 from rdcd.evaluation.bootstrap import QueryBootstrap
@@ -90,7 +91,7 @@ def bench_score(*, queries: int = 50_000, references: int = 1_000_000, backgroun
         with tempfile.TemporaryDirectory() as folder:
             where = Path(keep) if keep and number == 1 else Path(folder) / "drawn"
             places = draw(where, **counts, dim=dim, seed=seed)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
+            with multiprocessing.get_context("spawn").Pool(1, end_with_parent) as pool:
                 found = pool.apply(measure, (places, Path(folder) / "scores", settings))
         rows.append({"varied": varied, **counts, "dim": dim, "pairs": counts["queries"] * (
             counts["references"] + counts["background"]), **found})

@@ -95,12 +95,18 @@ def end_workers() -> None:
             child.kill()
 
 
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends, be it by a signal that nobody can hear: on Linux."""
+    if sys.platform == "linux":
+        parent_death_signal = 1  # of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+
 def end_with_torchrun() -> None:
     """Have this process killed when the torchrun that started it is: nobody else would end it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
         return
-    parent_death_signal = 1  # of <sys/prctl.h>
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    end_with_parent()
     if os.environ.get("RDCD_LAUNCHER", str(os.getppid())) != str(os.getppid()):  # it has ended already
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -155,6 +161,7 @@ def process_map(workers: int | None = None) -> Iterator[Map]:
 
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears Ctrl-C and ends the others
+    end_with_parent()
 
 
 @contextmanager

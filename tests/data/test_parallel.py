@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +77,34 @@ def test_results_come_in_order_and_fewer_than_one_process_is_refused():
     with pytest.raises(UserError, match="workers=0"):
         with process_map(0):
             pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells children of their parent's end on Linux")
+def test_no_process_outlives_the_one_that_started_it(tmp_path):
+    """Killed, that one cannot tell them to end."""
+    program = tmp_path / "program.py"
+    program.write_text("import os, time\n"
+                       "from rdcd.data.parallel import process_map\n"
+                       "def work(job):\n"
+                       "    print(os.getpid(), flush=True)\n"
+                       "    time.sleep(600)\n"
+                       "if __name__ == '__main__':\n"
+                       "    with process_map(2) as run:\n"
+                       "        list(run(work, [0, 1], 'waiting'))\n")
+    begun = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             text=True)
+    workers = [int(begun.stdout.readline()) for _ in range(2)]
+    begun.kill()
+    begun.wait()
+    deadline = time.monotonic() + 60
+    while any(map(runs, workers)):
+        assert time.monotonic() < deadline, "a worker goes on"
+        time.sleep(0.05)
+
+
+def runs(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
