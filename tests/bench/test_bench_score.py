@@ -58,7 +58,7 @@ def test_result_file_has_flat_rows_and_nothing_is_left(tmp_path: Path, monkeypat
     class Here:
         """A pool of this process: a new one takes seconds to begin."""
 
-        def Pool(self, count: int) -> "Here":  # noqa: N802
+        def Pool(self, count: int, start: object) -> "Here":  # noqa: N802
             return self
 
         def __enter__(self) -> "Here":
