@@ -79,7 +79,7 @@ def blurred(view: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def _smoothed(view: np.ndarray, deviation: float) -> np.ndarray:
-    kernel = kernel_of(deviation).astype(np.float32)  # of which OpenCV is three times as fast as of float64
+    kernel = kernel_of(deviation).astype(np.float32)  # OpenCV has a faster way for it than for float64
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 

@@ -124,8 +124,8 @@ def geometry(pixels: np.ndarray, p: Plan) -> np.ndarray:
     if p.rotation is None:
         box, across, down = p.cut.box, side, side
     else:
-        map_ = _back(p)
-        box = _seen(map_, side, p.turned_size)
+        back = _back(p)
+        box = _seen(back, side, p.turned_size)
         across, down = (max(1, round(length / max(p.reduction, 1.0))) for length in (box[2] - box[0], box[3] - box[1]))
     lying = sum(getattr(turn, "quarters", 0) for turn in p.turns) % 2
     size = (down, across) if lying else (across, down)
@@ -136,7 +136,7 @@ def geometry(pixels: np.ndarray, p: Plan) -> np.ndarray:
         return view
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from the number of a pixel to its middle
     part = np.diag([*scale, 1]) @ np.array([[1, 0, -box[0]], [0, 1, -box[1]], [0, 0, 1]])
-    return cv2.warpAffine(view, (np.linalg.inv(half) @ part @ map_ @ half)[:2], (side, side),
+    return cv2.warpAffine(view, (np.linalg.inv(half) @ part @ back @ half)[:2], (side, side),
                           flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
@@ -186,6 +186,8 @@ def _turned(view: np.ndarray, turns: Sequence[steps.Step]) -> np.ndarray:
 def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, down: int) -> np.ndarray:
     """Cut `box`, in pixels of the whole `width` x `height` picture, and resize it, bilinear, antialiased.
 
+    What is at least twice as fine as `SPARE` asks for is halved before that, by the means of four pixels.
+
     Args:
         pixels: uint8 [h, w, 3], the picture whole or reduced; of a reduced one the box is rounded to its pixels.
         across, down: pixels of the result.
@@ -201,7 +203,7 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     while min(cut.shape[0] / down, cut.shape[1] / across) >= 2 * SPARE:  # as reduced decoding does
         cut = cut[:cut.shape[0] & ~1, :cut.shape[1] & ~1]
         cut = cv2.resize(cut, (cut.shape[1] // 2, cut.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    # equal to Pillow's but for rounding, several times as fast; this order of axes tells torch that channels are last
+    # equal to Pillow's but for rounding, and faster; this order of axes tells torch that channels are last
     batch = torch.from_numpy(np.ascontiguousarray(cut).reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
     made = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(made if cut.ndim == 3 else made[..., 0])

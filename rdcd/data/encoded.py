@@ -63,7 +63,7 @@ class Encoded:
 
 
 def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
-    """Return the bytes of a JPEG that needs nothing of Pillow's reader: baseline, no EXIF, of allowed size."""
+    """Return the bytes of a JPEG that needs nothing of Pillow's reader: see `_is_plain`, and of allowed size."""
     if not isinstance(source, bytes):
         path = check_regular(source)
         try:
@@ -83,9 +83,15 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Go from marker to marker of a JPEG up to its scan: it is baseline, and no EXIF or XMP may tell how to turn it."""
+    """Go from marker to marker of a JPEG up to its scan: it is baseline, and no EXIF or XMP may tell how to turn it.
+
+    Raises:
+        IndexError: it ends before that.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
     place, baseline = 2, False
-    while data.startswith(b"\xff\xd8") and data[place] == 0xFF:
+    while data[place] == 0xFF:
         kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
         if kind == _SCAN:
             return baseline

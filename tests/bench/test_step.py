@@ -1,12 +1,14 @@
 """`rdcd bench step` at the smallest scale: what it compares is the same, and what its file says."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
 from rdcd.augment.recipes import simclr
+from rdcd.bench import step
 from rdcd.bench.step import bench_step
 from rdcd.errors import UserError
 from rdcd.models.student import Student
@@ -56,9 +58,23 @@ def test_result_file_has_all_that_the_page_shows(tmp_path, capsys) -> None:
     assert any("such devices if they scaled ideally" in line for line in said)
 
 
-def test_input_of_the_real_loader_is_shared(benchmark_root) -> None:
-    result = bench(input="loader", data={"root": str(benchmark_root), "workers": 1})
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_input_of_the_real_loader_is_shared(benchmark_root, monkeypatch, device) -> None:
+    opened, edited = [], []
+
+    def stream(modules: step.DataModule) -> Iterator[dict]:
+        opened.append(modules.views)
+        for batch in real(modules):
+            edited.append("query_edits" in batch)
+            yield batch
+
+    real = step.stream
+    monkeypatch.setattr(step, "stream", stream)
+    result = bench(input="loader", data={"root": str(benchmark_root), "workers": 1}, augment=simclr(32, device=device))
     assert result["weights_apart"] is None and [row["turns"] for row in result["rows"]] == [2, 2, 2]
+    assert len(opened[0]) == 2 * 6 * 8, "few pictures are repeated, so that one epoch lasts for both"
+    assert len({opened[0].pictures.path(i) for i in range(len(opened[0]))}) == 24
+    assert set(edited) == {device is not None}
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -114,37 +114,28 @@ def test_a_loss_that_is_not_finite_is_kept(benchmark_root, plain_run, tmp_path, 
     assert (tmp_path / "run" / "nonfinite-step4-rank0.pt").is_file()
 
 
+def never_waiting(method):
+    """Return a method of `CopyDetection` that may not wait for the GPU in step 3, which is not logged."""
+    def call(self, *words):
+        torch.cuda.set_sync_debug_mode("error" if self.global_step == 3 else "default")
+        try:
+            return method(self, *words)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return call
+
+
 def test_a_step_that_is_not_logged_never_waits_for_the_gpu(benchmark_root, plain_run, tmp_path, monkeypatch):
     """What waits between forward and backward pass leaves the GPU idle, in every step."""
-    step, backward = CopyDetection.training_step, CopyDetection.on_after_backward
-
-    def watched(method):
-        def call(self, *words):
-            torch.cuda.set_sync_debug_mode("error" if self.global_step == 3 else "default")
-            try:
-                return method(self, *words)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        return call
-
-    monkeypatch.setattr(CopyDetection, "training_step", watched(step))
-    monkeypatch.setattr(CopyDetection, "on_after_backward", watched(backward))
+    for name in ("training_step", "on_after_backward"):
+        monkeypatch.setattr(CopyDetection, name, never_waiting(getattr(CopyDetection, name)))
     go(benchmark_root, tmp_path / "run", teacher=TeacherFile(str(plain_run / "teacher")), data={"workers": 1},
        trainer=settings(accelerator="gpu", log_every=3, validate_every=0))
 
 
 def test_views_finished_on_the_gpu_train_the_same_and_never_wait(benchmark_root, plain_run, tmp_path, monkeypatch,
                                                                  exact_products):
-    step = CopyDetection.training_step
-
-    def watched(self, *words):
-        torch.cuda.set_sync_debug_mode("error" if self.global_step == 3 else "default")
-        try:
-            return step(self, *words)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(CopyDetection, "training_step", watched)
+    monkeypatch.setattr(CopyDetection, "training_step", never_waiting(CopyDetection.training_step))
     runs = [go(benchmark_root, tmp_path / f"run {device}", teacher=TeacherFile(str(plain_run / "teacher")),
                augment=simclr(32, device=device), data={"workers": 1},
                trainer=settings(accelerator="gpu", log_every=3, validate_every=0)) for device in (None, "cuda")]
