@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rdcd.collection.finder import Answer, Finder
+from rdcd.collection.matching import IDENTICAL
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.report_gallery import thumbnail_uri
 from rdcd.evaluation.report_page import STYLE, text
@@ -101,7 +102,7 @@ def answered(answer: Answer) -> dict[str, object]:
     for match in answer.nearest:
         thumbnail, missing = thumbnail_uri(match.path)
         matches.append(asdict(match) | {"path": _printable(match.path), "name": _printable(Path(match.path).name),
-                                        "match": match.score >= answer.scoring.threshold,
+                                        "match": match.score >= answer.scoring.threshold or match.kind == IDENTICAL,
                                         "thumbnail": thumbnail, "missing": missing})
     return {"matches": matches, "pictures": answer.pictures, "threshold": answer.scoring.threshold,
             "threshold_from": answer.scoring.said, "score_norm": answer.scoring.score_norm,

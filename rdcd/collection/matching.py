@@ -51,20 +51,33 @@ def blocks_of(index: Index) -> Iterator[Block]:
 
 def find_matches(blocks: Iterable[Block], index: Index, scoring: Scoring, *, k: int,
                  itself: bool = False) -> Iterator[Case]:
-    """Yield each query with its matches in the index, at most k, from the threshold on.
+    """Yield each query with its matches in the index, at most k, from the threshold on; those of the same bytes always.
 
     Args:
         itself: report a query's own entry in the index, too.
     """
     for block in blocks:
-        scores, rows = index.nearest(block.coded, k if itself else k + 1)
-        scores = scores - index.biases(block.coded, scoring.norm if len(index) else None)[:, None]
-        good = scores >= scoring.threshold
+        products, rows = index.nearest(block.coded, k if itself else k + 1)
+        scores = products - index.biases(block.coded, scoring.norm if len(index) else None)[:, None]
+        good = (scores >= scoring.threshold) | _identical(index, block, products, rows)
         for i, path in enumerate(block.paths):
             confidences = scoring.confidence(scores[i, good[i]])
             found = [_match(index, path, block.digests[i], row, score, confidence) for row, score, confidence in
                      zip(rows[i, good[i]].tolist(), scores[i, good[i]].tolist(), confidences)]
             yield Case(path, [match for match in found if itself or match.kind != ITSELF][:k])
+
+
+def _identical(index: Index, block: Block, products: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Tell which of each picture's neighbours are files of the same bytes, bool [n, k].
+
+    Normalization may put them below any threshold, of a picture that many others are like. Descriptors are equal then,
+    so the bytes of few are compared.
+    """
+    lengths = np.einsum("nd,nd->n", block.coded, block.coded, dtype=np.float64)
+    same = np.isclose(products, lengths[:, None], rtol=1e-2, atol=0)
+    for i, j in np.argwhere(same).tolist():
+        same[i, j] = index.digest(int(rows[i, j])) == block.digests[i].tobytes()
+    return same
 
 
 def _match(index: Index, query: str, digest: np.ndarray, row: int, score: float, confidence: float | None) -> Match:
@@ -83,7 +96,7 @@ class Pairs:
 
 
 def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
-    """Find the pairs of copies inside an index, from each picture's k nearest.
+    """Find the pairs of copies inside an index, from each picture's k nearest; files of the same bytes always are.
 
     A pair's score is the lower of the two that its pictures have as each other's query. Beside the descriptors, which
     stay on disk, memory holds one block, 8 bytes a picture, and the pairs found.
@@ -99,7 +112,7 @@ def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
         products, others = index.nearest(block.coded, k + 1)
         own = np.broadcast_to(np.arange(row, row + len(products))[:, None], others.shape)
         scores = products - np.maximum(bias[own], bias[others])
-        good = (scores >= scoring.threshold) & (own != others)
+        good = ((scores >= scoring.threshold) | _identical(index, block, products, others)) & (own != others)
         parts.append((np.minimum(own, others)[good], np.maximum(own, others)[good], scores[good]))
         row += len(products)
     if not parts:

@@ -194,3 +194,19 @@ def test_memory_does_not_follow_the_collection(tmp_path: Path, build, monkeypatc
     assert found == {count: count // 256 * 2 + (count % 256) // 100 for count in (1000, 4000)}
     descriptors = 4 * 243 * 3000
     assert peaks[4000] - peaks[1000] < descriptors / 4, peaks
+
+
+def test_files_of_the_same_bytes_are_found_whatever_their_score(album: Path, tmp_path: Path, build, find, duplicates,
+                                                                rows) -> None:
+    """Of a picture that many are like, normalization may put a copy below any threshold."""
+    shutil.copy(album / "2024" / "p08.jpg", album / "copy of p08.jpg")
+    out = duplicates(images=album, model="thumbnail", out=tmp_path / "pairs", threshold=5)
+    (pair,) = rows(out / "pairs.csv")
+    assert {Path(pair["first"]).name, Path(pair["second"]).name} == {"p08.jpg", "copy of p08.jpg"}
+    assert float(pair["score"]) < 5
+    build(index=tmp_path / "index", images=album / "2024")
+    (match,) = rows(find(index=tmp_path / "index", images=album, out=tmp_path / "found", threshold=5) / "matches.csv")
+    assert names(match, "query", "match", "kind") == ("copy of p08.jpg", "p08.jpg", "identical file")
+    (action,) = rows(duplicates(images=album / "copy of p08.jpg", against=tmp_path / "index", out=tmp_path / "against",
+                                threshold=5) / "actions.csv")
+    assert names(action, "path", "action", "of") == ("copy of p08.jpg", "duplicate", "p08.jpg")

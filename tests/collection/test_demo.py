@@ -103,6 +103,16 @@ def served(place: Path) -> Iterator[Served]:
     one.end()
 
 
+def test_a_file_of_the_same_bytes_is_a_match_whatever_its_score(place: Path) -> None:
+    one = Served(Finder(place / "index", device="cpu", score_norm=None, threshold=5))
+    try:
+        _, said, _ = one.ask((place / "album" / "p07.jpg").read_bytes())
+    finally:
+        one.end()
+    assert [(match["name"], match["kind"]) for match in said["matches"] if match["match"]] == [
+        ("p07.jpg", "identical file")]
+
+
 def test_what_nobody_expected_is_told_and_it_goes_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Finder, picture: bytes) -> None:
         raise KeyError("nobody expected this")
