@@ -11,7 +11,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from tiny_runs import go, rows, settings
 
+from rdcd.data.disc import open_benchmark
+from rdcd.evaluation import score as evaluation
+from rdcd.evaluation.score import score_descriptors
 from rdcd.models.student import Student
+from rdcd.retrieval.descriptors import Descriptors
 from rdcd.training.launch import TeacherFile
 from rdcd.training.module import CopyDetection, Optimization
 from rdcd.training.objectives import RDCD, SSCD
@@ -27,6 +31,14 @@ def rank(root, teacher, folder, number, ranks, loss, **changes):
     def on_train_end(self):
         torch.save(self.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
 
+    def score(*descriptors, **options):
+        scored.append({"ids": [d.names.tolist() for d in descriptors[:3]],
+                       "vectors": [torch.from_numpy(d.vectors) for d in descriptors[:3]]})
+        torch.save(scored, folder.parent / f"{folder.name}-{number}-validation.pt")
+        return score_descriptors(*descriptors, **options)
+
+    scored = []
+    evaluation.score_descriptors = score  # where validation takes it from
     CopyDetection.on_train_end = on_train_end
     if ranks > 1:
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks),
@@ -108,15 +120,39 @@ def test_queues_are_equal_on_every_rank_and_those_of_one_process(runs, ranks):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_logs_are_those_of_one_process(runs, ranks):
-    """Losses, gradient norm, learning rate, spread, validation: of the global batch, whatever rank writes them."""
+    """Losses, gradient norm, learning rate, spread: of the global batch, whatever rank writes them."""
     logs = [sorted((row for row in rows(next(run.glob("logs/csv/*/")))), key=lambda row: int(row["step"]))
             for run in (runs[1][0], runs[ranks][0])]
     names = {name for log in logs for row in log for name, value in row.items() if value} - {"step", "epoch"}
     assert {"train/loss", "train/lr", "train/gradient_norm", "train/effective_rank_h", "val/uAP_SN"} <= names
-    for name in names - {"train/images_per_s", "train/data_wait"}:
+    for name in {name for name in names if name.startswith("train/")} - {"train/images_per_s", "train/data_wait"}:
         first, second = ([(row["step"], float(row[name])) for row in log if row.get(name)] for log in logs)
         assert [step for step, _ in first] == [step for step, _ in second], name
         assert [v for _, v in first] == pytest.approx([v for _, v in second], abs=1e-4, rel=1e-3), name
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_validation_is_that_of_one_process(runs, ranks, benchmark_root):
+    """Every rank has every descriptor once, as close as queues are; the metrics logged are those of the descriptors.
+
+    Metrics of one process and of several are not compared: rounding decides the order of near ties.
+    """
+    pairs = open_benchmark(benchmark_root).pairs
+    held = {(many, n): torch.load(runs[many][0].parent / f"{many}-{n}-validation.pt", weights_only=True)
+            for many in (1, ranks) for n in range(many)}
+    assert len({len(scored) for scored in held.values()}) == 1
+    for scored in held.values():
+        for validation, alone in zip(scored, held[1, 0], strict=True):
+            assert validation["ids"] == alone["ids"]
+            assert all(torch.allclose(mine, theirs, atol=1e-4)
+                       for mine, theirs in zip(validation["vectors"], alone["vectors"], strict=True))
+    logged = [row for row in rows(next(runs[ranks][0].glob("logs/csv/*/"))) if row.get("val/uAP_SN")]
+    for row, validation in zip(sorted(logged, key=lambda row: int(row["step"])), held[ranks, 0], strict=True):
+        described = [Descriptors(names=ids, vectors=vectors.numpy())
+                     for ids, vectors in zip(validation["ids"], validation["vectors"], strict=True)]
+        plain, normalized = (found.metrics for found in score_descriptors(*described, pairs))
+        assert float(row["val/uAP"]) == pytest.approx(plain.uAP)
+        assert float(row["val/uAP_SN"]) == pytest.approx(normalized.uAP)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
