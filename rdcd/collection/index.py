@@ -9,7 +9,7 @@ import numpy as np
 
 from rdcd.collection.pictures import Embedder, list_pictures, places, settle_bad
 from rdcd.errors import BadImage, UserError, check_number, check_path
-from rdcd.files import check_output
+from rdcd.files import check_output, composed
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.descriptors import read_descriptors
@@ -144,14 +144,17 @@ def shrink_index(index: str | Path, images: Images, *, missing: bool) -> tuple[I
         raise UserError("nothing to remove: give images=PATH, or missing=true for pictures whose files have gone")
     with change_index(index) as writer:
         gone, met = set(), set()
-        below = tuple(f"{place.rstrip('/')}/" for place in wanted)
-        for segment in writer.index.segments:
-            for path in segment.paths():
-                hit = next((place for place, inside in zip(wanted, below)
-                            if path == place or path.startswith(inside)), None)
-                if hit is not None or missing and not os.path.exists(path):
-                    gone.add(path)
-                    met.add(hit)
+        for form in (str, composed):  # as they are; then, of those that were not met so, in NFC
+            left = [(place, form(place), f"{form(place).rstrip('/')}/") for place in wanted if place not in met]
+            if form is composed and not left:
+                break
+            for segment in writer.index.segments:
+                for path in segment.paths():
+                    name = form(path)
+                    hit = next((place for place, whole, below in left if name == whole or name.startswith(below)), None)
+                    if hit is not None or missing and form is str and not os.path.exists(path):
+                        gone.add(path)
+                        met.add(hit)
         if unmet := [place for place in wanted if place not in met]:
             raise UserError(f"{index} has no picture {unmet[0]}, nor any below it: `rdcd index info index={index}` "
                             f"shows what it has; nothing was removed")
