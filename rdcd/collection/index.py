@@ -12,7 +12,7 @@ from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.files import check_output, composed
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.descriptors import read_descriptors
+from rdcd.retrieval.descriptors import read_descriptors, warn_of_lengths
 from rdcd.retrieval.index import FLAT, Index, describe_model
 from rdcd.retrieval.index_writer import IndexWriter, change_index, new_index
 from rdcd.retrieval.segments import SegmentWriter
@@ -237,7 +237,9 @@ def _background(background: Images, most: int, embedder: Embedder,
     if not given:
         return None, None
     if len(given) == 1 and given[0].suffix in (".h5", ".hdf5"):
-        vectors = read_descriptors(given[0]).vectors
+        descriptors = read_descriptors(given[0])
+        warn_of_lengths(descriptors, given[0])
+        vectors = descriptors.vectors
         if vectors.shape[1] != embedder.network.dim:
             raise UserError(f"background={given[0]} has descriptors of {vectors.shape[1]} numbers, "
                             f"{embedder.about['name']} makes {embedder.network.dim}: extract it with that model")

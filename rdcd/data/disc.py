@@ -125,7 +125,8 @@ def read_edit_families(root: str | Path, *, split: str = "dev") -> dict[str, lis
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return {composed(row["query_id"]): [family for family, _ in json.loads(row["edits"])] for row in csv.DictReader(file)}
+            return {composed(row["query_id"]): [family for family, _ in json.loads(row["edits"])]
+                    for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the record of edits that make-benchmark writes ({error!r}): make the benchmark "
                         f"again, or remove the file to do without results by edit") from error

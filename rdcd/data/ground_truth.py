@@ -82,7 +82,7 @@ def read_ids(path: str | Path) -> list[str]:
 
 def may_be(name: str, names: Iterable[str]) -> str:
     """Say which pictures share the name of an id that is none, of those in `names`; "" where none does."""
-    shared = [f"{other!r}" for other in names if PurePosixPath(other).stem == name and other != name]
+    shared = [str(other) for other in names if PurePosixPath(other).stem == name]
     return f"; {name} may be {' or '.join(shared[:3])}: write which" if shared else ""
 
 

@@ -131,7 +131,8 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         files["ground_truth"] = Path(ground_truth)
     values = [as_record(row) for row in rows]
     inputs = {name: {"file": str(path), "sha256": sha256(path)} for name, path in files.items()}
-    write_metrics(out, values, {**provenance(protocol=metrics), "metric": metric, "k": k, "bootstrap": bootstrap, "inputs": inputs})
+    write_metrics(out, values, {**provenance(protocol=metrics), "metric": metric, "k": k, "bootstrap": bootstrap,
+                                "inputs": inputs})
     if predictions:
         for number, row in enumerate(rows, start=1):
             write_predictions(out / f"predictions-{number}.csv", row.matches)

@@ -85,4 +85,5 @@ def check_ids(query: Descriptors, reference: Descriptors, pairs: Sequence[tuple[
             raise UserError(f"{absent.size:,} of the {ids.size:,} {role} ids of the ground truth are not in "
                             f"the {role} descriptors: {some(absent)} (these hold ids such as "
                             f"{', '.join(there[:2])}){may_be(absent[0], there)}; ids are file names without "
-                            f"folder and extension, unless those are equal: extract all {role} pictures, or give the ground truth that belongs to them")
+                            f"folder and extension, unless those are equal: extract all {role} pictures, or give the "
+                            f"ground truth that belongs to them")

@@ -260,8 +260,8 @@ def other_metric(index: faiss.Index, wanted: int) -> str | None:
     """Say what part of a faiss index is built for another metric than was asked for, silently; None: none is."""
     for part in _parts(index):
         if part.metric_type != wanted:
-            return (f"faiss builds its {type(part).__name__} for L2 distances, whatever metric it is asked for, so that "
-                    f"inner products would come in another order")
+            return (f"faiss builds its {type(part).__name__} for L2 distances, whatever metric it is asked for, so "
+                    f"that inner products would come in another order")
     return None
 
 
@@ -305,6 +305,6 @@ def check_order(index: faiss.Index, references: Rows, search: Callable[..., tupl
     agreement = np.corrcoef(scores, expected)[0, 1] if np.ptp(scores) else 0.0
     if not agreement >= 0.1 - len(sample) ** -0.5:  # what a short code of few vectors may come to by chance
         raise UserError(f"{name} does not rank as an exact search does: on {len(sample)} descriptors its scores "
-                        f"correlate by {agreement:.2f} with exact ones; take another, such as SQ8, IVF256,Flat or HNSW32, "
-                        f"or train it on a background like what is searched")
+                        f"correlate by {agreement:.2f} with exact ones; take another, such as SQ8, IVF256,Flat or "
+                        f"HNSW32, or train it on a background like what is searched")
     return True

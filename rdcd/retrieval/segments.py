@@ -216,17 +216,21 @@ def write_faiss(trained: Path, segment: Path, *, rows: int, dim: int, name: str)
         name: of the index, for messages.
 
     Raises:
-        UserError: it does not rank as an exact search does.
+        UserError: it does not rank as an exact search does, or cannot hold them.
     """
     if rows < _LEAST:
         return
     index = faiss.read_index(str(trained))
     vectors = Rows([_mapped(segment / "vectors.f32", np.float32, (rows, dim))])
-    check_order(index, vectors, index.search, name=name, exact=lambda q, r: q.astype(np.float64) @ r.T)
     held = Distinct.of(vectors)
     if len(held) < rows:
         held.numbers.tofile(segment / "groups.i64")
         vectors = vectors.at(held.first)
-    for _, block in vectors.blocks():
-        index.add(block)
+    try:
+        check_order(index, vectors, index.search, name=name, exact=lambda q, r: q.astype(np.float64) @ r.T)
+        for _, block in vectors.blocks():
+            index.add(block)
+    except RuntimeError as error:
+        raise UserError(f"{name}: faiss cannot hold {rows:,} pictures, {len(held):,} of them distinct, in it "
+                        f"({str(error).split('Error: ')[-1].strip()}); take another, such as HNSW32") from error
     faiss.write_index(index, str(segment / "faiss.index"))

@@ -117,11 +117,10 @@ def test_indexes_that_faiss_builds_for_another_metric_are_refused(text):
         Codec("NSG16,PQ4x4", 16)
 
 
-@pytest.mark.parametrize("text", ["SQ8", "SQ4", "SQfp16", "SQbf16", "PQ8x4", "PQ4x4", "OPQ4,PQ4x4", "LSH", "LSHrt", "LSH64r",
-                                  "ITQ16,LSH", "HNSW16", "HNSW16_SQ8", "HNSW16,SQ4", "IVF8,Flat;nprobe=4",
-                                  "IVF8,PQ4x4", "IVF8_HNSW8,PQ4x4", "IVF8,SQ4", "IVF8,PQ4x4fs", "IVF8,PQ4x4fsr", "RQ4x4",
-                                  "LSQ4x4", "PRQ2x2x4", "IVF8,RQ2x4", "RaBitQ", "IVF8,FlatDedup",
-                                  "PCA8,L2norm,SQ8"])
+@pytest.mark.parametrize("text", [
+    "SQ8", "SQ4", "SQfp16", "SQbf16", "PQ8x4", "PQ4x4", "OPQ4,PQ4x4", "LSH", "LSHrt", "LSH64r", "ITQ16,LSH", "HNSW16",
+    "HNSW16_SQ8", "HNSW16,SQ4", "IVF8,Flat;nprobe=4", "IVF8,PQ4x4", "IVF8_HNSW8,PQ4x4", "IVF8,SQ4", "IVF8,PQ4x4fs",
+    "IVF8,PQ4x4fsr", "RQ4x4", "LSQ4x4", "PRQ2x2x4", "IVF8,RQ2x4", "RaBitQ", "IVF8,FlatDedup", "PCA8,L2norm,SQ8"])
 @pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
 def test_scores_of_every_family_rise_with_the_exact_ones(text, metric):
     known, references, queries = clustered(seed=1), clustered(200), clustered(20, seed=4)
