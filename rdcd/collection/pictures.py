@@ -145,7 +145,7 @@ class Embedder:
 
     def _embed(self, paths: list[str], bad: list[BadImage], *, label: str) -> tuple[list[int], np.ndarray]:
         """Return the numbers of the readable pictures and their descriptors."""
-        pictures = Manifest("/", [Path(path) for path in paths], names=paths)
+        pictures = Manifest("/", [Path(path) for path in paths], names=list(map(str, range(len(paths)))))
         try:
             descriptors, unreadable = extract_descriptors(self.network, pictures, label=label, **self.settings)
         except UserError:
@@ -155,8 +155,7 @@ class Embedder:
             bad += errors
             return [], np.empty((0, self.network.dim), np.float32)
         bad += unreadable
-        rows = {path: i for i, path in enumerate(paths)}
-        return [rows[name] for name in descriptors.names.tolist()], descriptors.vectors
+        return [int(name) for name in descriptors.names.tolist()], descriptors.vectors
 
 
 class _Encoded(Manifest):
