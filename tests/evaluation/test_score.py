@@ -403,6 +403,8 @@ def test_copydays_from_descriptor_files(tmp_path, capsys):
     write_descriptors(tmp_path / "stems.h5", distractors)
     with pytest.raises(UserError, match="none of the 4 queries .*is in the block original/.*ids=path"):
         score(**files | {"query": tmp_path / "stems.h5"}, out=tmp_path / "scores", metrics="cd10k")
+    with pytest.raises(UserError, match="metric=cosine: metrics=cd10k goes by L2 distance"):
+        score(**files, out=tmp_path / "scores", metrics="cd10k", metric="cosine")
     with pytest.raises(UserError, match="metrics=map: expected one of disc, cd10k"):
         score(**files, out=tmp_path / "scores", metrics="map")
     with pytest.raises(UserError, match="ground_truth=null: expected the CSV"):

@@ -138,6 +138,14 @@ def test_scores_of_every_family_rise_with_the_exact_ones(text, metric):
     assert found > 0.35 * exact and (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_distances_are_what_a_graph_over_product_codes_is_good_for():
+    codec, references, queries = Codec("HNSW16_PQ8x4;efSearch=64", 16, metric="l2"), clustered(300), clustered(20, seed=4)
+    codec.train(clustered())
+    scores, rows = codec.nearest(queries, references, 300)
+    exact = [[-float(((query - references[row]) ** 2).sum()) for row in found] for query, found in zip(queries, rows)]
+    assert np.corrcoef(scores.ravel(), np.ravel(exact))[0, 1] > 0.8
+
+
 def test_an_index_that_ranks_otherwise_is_refused_when_it_is_built():
     codec, vectors = Codec("SQ8_direct", 16), clustered(300)
     codec.train(vectors)
