@@ -64,7 +64,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         metrics: `disc`, pooled over scores; `cd10k`, strong mAP and overall µAP over L2 distances, see
             `evaluate_copydays`: references are the originals (of the queries, unless among the references) and the
             distractors, no score normalization.
-        metric: of scores, see `Codec`; cd10k goes by distance, whatever it is.
+        metric: of scores, see `Codec`; cd10k goes by distance, and refuses `cosine`.
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
         candidates: one rule or several, see `search`.

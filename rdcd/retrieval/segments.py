@@ -13,7 +13,7 @@ import numpy as np
 
 from rdcd.errors import UserError
 from rdcd.retrieval.codec import check_order, other_metric
-from rdcd.retrieval.distinct import Distinct
+from rdcd.retrieval.distinct import Distinct, best
 from rdcd.retrieval.rows import Rows
 
 DIGEST = 32  # bytes of a SHA-256
@@ -48,7 +48,7 @@ class Segment:
             self.faiss = faiss.read_index(str(folder / "faiss.index"))
             tune(self.faiss)
             equal = folder / "groups.i64"
-            self._held = Distinct(_mapped(equal, np.int64, (rows,)) if equal.is_file() else np.arange(rows))
+            self._held = Distinct(_mapped(equal, np.int64, (rows,))) if equal.is_file() else None
 
     def __len__(self) -> int:
         return self.rows
@@ -77,12 +77,15 @@ class Segment:
     def approximate(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ask the segment's own faiss index; return float64 scores and int64 rows, [n, k], -inf and -1 where fewer were
         found. Equal scores are in order of row."""
-        return self._held.best(*self._candidates(queries, k), k)
+        return (best if self._held is None else self._held.best)(*self._candidates(queries, k), k)
 
     def distinct(self, queries: np.ndarray, k: int) -> np.ndarray:
         """Return what `approximate` chooses from, the first row of equal descriptors: int64 [n, depth], -1 for none."""
         _, groups = self._candidates(queries, k)
-        return np.where(groups < 0, -1, self._held.first[groups])
+        return np.where(groups < 0, -1, self._first(groups))
+
+    def _first(self, groups: np.ndarray) -> np.ndarray:
+        return groups if self._held is None else self._held.first[groups]
 
     def _candidates(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         depth = min(max(_DEEPER * k, 64), self.faiss.ntotal)
@@ -90,7 +93,7 @@ class Segment:
         scores = np.full(groups.shape, -np.inf)
         for i, found in enumerate(groups):
             some = found >= 0
-            scores[i, some] = products(queries[i], self.vectors[self._held.first[found[some]]])
+            scores[i, some] = products(queries[i], self.vectors[self._first(found[some])])
         return scores, groups
 
 

@@ -138,12 +138,13 @@ def test_scores_of_every_family_rise_with_the_exact_ones(text, metric):
     assert found > 0.35 * exact and (np.diff(scores, axis=1) <= 0).all()
 
 
-def test_distances_are_what_a_graph_over_product_codes_is_good_for():
-    codec, references, queries = Codec("HNSW16_PQ8x4;efSearch=64", 16, metric="l2"), clustered(300), clustered(20, seed=4)
+@pytest.mark.parametrize("text", ["HNSW16_PQ8x4;efSearch=64", "IMI2x3,Flat;nprobe=64", "ZnLattice2x10_6"])
+def test_indexes_of_distances_alone_rank_by_them(text):
+    codec, references, queries = Codec(text, 16, metric="l2"), clustered(300), clustered(20, seed=4)
     codec.train(clustered())
-    scores, rows = codec.nearest(queries, references, 300)
+    scores, rows = codec.nearest(queries, references, 40)
     exact = [[-float(((query - references[row]) ** 2).sum()) for row in found] for query, found in zip(queries, rows)]
-    assert np.corrcoef(scores.ravel(), np.ravel(exact))[0, 1] > 0.8
+    assert np.corrcoef(scores.ravel(), np.ravel(exact))[0, 1] > 0.5
 
 
 def test_an_index_that_ranks_otherwise_is_refused_when_it_is_built():
