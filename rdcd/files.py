@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,24 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON to `path` atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def composed(name: str) -> str:
+    """Return a name in NFC, in which names are compared: what looks alike is one, whether `é` is written as one
+    character or, as by macOS, as two. Files are opened by their names as they are."""
+    return unicodedata.normalize("NFC", name)
+
+
+def existing(path: Path) -> Path:
+    """Return the path whose names are those of `path` in NFC, where `path` itself is not there and such a one is."""
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    folder = existing(path.parent)
+    try:
+        alike = sorted(name for name in os.listdir(folder) if composed(name) == composed(path.name))
+    except OSError:
+        return path
+    return folder / alike[0] if alike else path
 
 
 def sha256(path: str | Path) -> str:

@@ -24,7 +24,7 @@ from rdcd.evaluation.tables import wide_console
 from rdcd.files import atomic_path, check_output, write_json
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.descriptors import Descriptors, open_descriptors
+from rdcd.retrieval.descriptors import Descriptors, open_descriptors, warn_of_lengths
 from rdcd.retrieval.knn import search
 from rdcd.retrieval.nearest import nearest
 from rdcd.retrieval.score_norm import ScoreNorm, background_products, parse_score_norm
@@ -80,6 +80,8 @@ def bench_codecs(*, query: str | None = None, reference: str | None = None, back
                                                noise=noise)
         pairs = read_ground_truth(places["ground_truth"])
         q, r, b = (open_descriptors(places[role]).sorted() for role in _ROLES[:3])
+        for descriptors, role in zip((q, r, b), _ROLES):
+            warn_of_lengths(descriptors, places[role])
         check_dims({"query": q, "reference": r, "background": b})
         check_ids(q, r, pairs)
         q = q.coded(np.asarray(q.vectors))

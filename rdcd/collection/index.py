@@ -9,10 +9,10 @@ import numpy as np
 
 from rdcd.collection.pictures import Embedder, list_pictures, places, settle_bad
 from rdcd.errors import BadImage, UserError, check_number, check_path
-from rdcd.files import check_output
+from rdcd.files import check_output, composed
 from rdcd.provenance import provenance
 from rdcd.retrieval.codec import Codec
-from rdcd.retrieval.descriptors import read_descriptors
+from rdcd.retrieval.descriptors import read_descriptors, warn_of_lengths
 from rdcd.retrieval.index import FLAT, Index, describe_model
 from rdcd.retrieval.index_writer import IndexWriter, change_index, new_index
 from rdcd.retrieval.segments import SegmentWriter
@@ -144,14 +144,17 @@ def shrink_index(index: str | Path, images: Images, *, missing: bool) -> tuple[I
         raise UserError("nothing to remove: give images=PATH, or missing=true for pictures whose files have gone")
     with change_index(index) as writer:
         gone, met = set(), set()
-        below = tuple(f"{place.rstrip('/')}/" for place in wanted)
-        for segment in writer.index.segments:
-            for path in segment.paths():
-                hit = next((place for place, inside in zip(wanted, below)
-                            if path == place or path.startswith(inside)), None)
-                if hit is not None or missing and not os.path.exists(path):
-                    gone.add(path)
-                    met.add(hit)
+        for form in (str, composed):  # as they are; then, of those that were not met so, in NFC
+            left = [(place, form(place), f"{form(place).rstrip('/')}/") for place in wanted if place not in met]
+            if form is composed and not left:
+                break
+            for segment in writer.index.segments:
+                for path in segment.paths():
+                    name = form(path)
+                    hit = next((place for place, whole, below in left if name == whole or name.startswith(below)), None)
+                    if hit is not None or missing and form is str and not os.path.exists(path):
+                        gone.add(path)
+                        met.add(hit)
         if unmet := [place for place in wanted if place not in met]:
             raise UserError(f"{index} has no picture {unmet[0]}, nor any below it: `rdcd index info index={index}` "
                             f"shows what it has; nothing was removed")
@@ -234,7 +237,9 @@ def _background(background: Images, most: int, embedder: Embedder,
     if not given:
         return None, None
     if len(given) == 1 and given[0].suffix in (".h5", ".hdf5"):
-        vectors = read_descriptors(given[0]).vectors
+        descriptors = read_descriptors(given[0])
+        warn_of_lengths(descriptors, given[0])
+        vectors = descriptors.vectors
         if vectors.shape[1] != embedder.network.dim:
             raise UserError(f"background={given[0]} has descriptors of {vectors.shape[1]} numbers, "
                             f"{embedder.about['name']} makes {embedder.network.dim}: extract it with that model")

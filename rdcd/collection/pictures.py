@@ -18,7 +18,7 @@ from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.evaluation.extract import check_device, extract_descriptors
 from rdcd.evaluation.networks import file_of, is_named, load_network, preprocessing
 from rdcd.evaluation.runs import find_run
-from rdcd.files import sha256
+from rdcd.files import existing, sha256
 from rdcd.models.inference import Embed, make_embed
 from rdcd.models.student import check_size
 from rdcd.retrieval.calibration import uncalibrated
@@ -145,7 +145,7 @@ class Embedder:
 
     def _embed(self, paths: list[str], bad: list[BadImage], *, label: str) -> tuple[list[int], np.ndarray]:
         """Return the numbers of the readable pictures and their descriptors."""
-        pictures = Manifest("/", [Path(path) for path in paths], names=paths)
+        pictures = Manifest("/", [Path(path) for path in paths], names=list(map(str, range(len(paths)))))
         try:
             descriptors, unreadable = extract_descriptors(self.network, pictures, label=label, **self.settings)
         except UserError:
@@ -155,8 +155,7 @@ class Embedder:
             bad += errors
             return [], np.empty((0, self.network.dim), np.float32)
         bad += unreadable
-        rows = {path: i for i, path in enumerate(paths)}
-        return [rows[name] for name in descriptors.names.tolist()], descriptors.vectors
+        return [int(name) for name in descriptors.names.tolist()], descriptors.vectors
 
 
 class _Encoded(Manifest):
@@ -218,7 +217,7 @@ def list_pictures(images: str | Path | Sequence[str | Path] | None, *, key: str 
         UserError: a path that is not there, a folder without pictures, or a name that is not UTF-8.
     """
     found: set[str] = set()
-    for place in places(images, key=key):
+    for place in map(existing, places(images, key=key)):
         paths = [place] if place.is_file() else find_images(place)
         found |= {os.path.abspath(path) for path in paths}
     try:

@@ -15,8 +15,8 @@ from rdcd.data import copydays, disc, ndec, official
 from rdcd.data.check_parts import OTHER_SIZE, Check, Findings, Part
 from rdcd.data.checksums import Checksums, compare, contents, relative, write_list
 from rdcd.data.ground_truth import read_ground_truth
-from rdcd.data.images import find_images
 from rdcd.data.layouts import check_options, open_layout
+from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import Map, process_map
 from rdcd.data.places import locate
 from rdcd.data.scan import printable
@@ -158,7 +158,7 @@ def _check_ndec(findings: Findings) -> None:
     if not (places["queries"] and known):
         return
     try:
-        names = {path.stem for path in find_images(places["queries"])}
+        names = Manifest.of_folder(places["queries"]).names
         hard, source = ndec.hard_negatives(findings.root, names, known)
     except UserError as error:
         findings.add("hard negatives", "ids of queries", str(error), advice=f"mend {ndec.LIST}",

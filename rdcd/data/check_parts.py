@@ -170,7 +170,9 @@ class Findings:
             self._ids(part, found, run, whole)
         if part.unique:
             self.trouble(f"{part.name}: names", "each once", found.twins, pages=[part.page],
-                         advice="a picture is known by its name: rename or remove one of the two")
+                         fatal=whole or part.name not in ("train", "folder"),
+                         advice="a picture is known by its name, twins by it with extension or path: rename or remove "
+                                "one of the two")
         self.trouble(f"{part.name}: files", "none empty or unreachable", found.unusable, pages=[part.page],
                      advice="copy or unpack them again, or rename or remove them")
         self._decoding(part, found)

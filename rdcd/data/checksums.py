@@ -16,7 +16,7 @@ import numpy as np
 from rdcd.data.parallel import Map
 from rdcd.data.scan import Trouble, in_blocks, name_hash, pictures
 from rdcd.errors import UserError
-from rdcd.files import atomic_path, sha256
+from rdcd.files import atomic_path, composed, existing, sha256
 
 _LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *]([^\0]+)")
 _ESCAPES = {b"\\": rb"\\", b"\n": rb"\n", b"\r": rb"\r"}  # of names in a line that begins with a backslash
@@ -30,7 +30,7 @@ class Checksums:
     Blank lines and those that begin with # are passed over. Of every file 8 bytes are held.
 
     Args:
-        path: the list; the paths in it begin at the dataset root, and may be of any bytes.
+        path: the list; the paths in it begin at the dataset root, and may be of any bytes. They are compared in NFC.
 
     Raises:
         UserError: no such file, a line of another form, a path that leads out of the dataset, or nothing listed.
@@ -38,7 +38,7 @@ class Checksums:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._keys = np.fromiter((name_hash(name) for name, _ in self), dtype=np.uint64)
+        self._keys = np.fromiter((name_hash(composed(name)) for name, _ in self), dtype=np.uint64)
         self._keys.sort()
         if not len(self):
             raise UserError(f"checksums={path} lists no file: expected lines of `<64 hex digits>  path`, as sha256sum "
@@ -48,7 +48,7 @@ class Checksums:
         return len(self._keys)
 
     def __contains__(self, name: str) -> bool:
-        key = np.uint64(name_hash(name))
+        key = np.uint64(name_hash(composed(name)))
         place = np.searchsorted(self._keys, key)
         return place < len(self._keys) and bool(self._keys[place] == key)
 
@@ -168,7 +168,7 @@ def _pictures(root: Path, folder: Path) -> Iterator[str]:
 
 def _digest(root: Path, name: str) -> tuple[str, str]:
     """Return (SHA-256, what is wrong), one of them empty."""
-    path = os.path.join(root, name)
+    path = existing(root / name)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "", "no regular file"

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdcd.data.ground_truth import read_ground_truth
+from rdcd.data.ground_truth import may_be, read_ground_truth
 from rdcd.data.manifest import Manifest
 from rdcd.data.places import locate, require, whats_there
 from rdcd.errors import UserError
+from rdcd.files import composed
 
 REFERENCES = ("images/references", "val_ref", "images/val_ref")
 TRAIN = ("images/train", "training", "images/training")
@@ -90,8 +91,9 @@ def check_pairs(path: Path, pairs: Sequence[tuple[str, str]], queries: Manifest,
         if absent := sorted(ids.difference(pictures.names)):
             raise UserError(f"{path} names {len(absent)} of {len(ids)} {role} ids that are no picture under "
                             f"{pictures.root}, such as {', '.join(absent[:3])} (there: "
-                            f"{', '.join(pictures.names[:2])}): add the pictures, or take the ground truth that "
-                            f"belongs to these (a header, if any, is query_id,reference_id)")
+                            f"{', '.join(pictures.names[:2])}){may_be(absent[0], pictures.names)}: add the "
+                            f"pictures, or take the ground truth that belongs to these (a header, if any, is "
+                            f"query_id,reference_id)")
 
 
 def is_benchmark(root: str | Path) -> bool:
@@ -123,7 +125,8 @@ def read_edit_families(root: str | Path, *, split: str = "dev") -> dict[str, lis
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return {row["query_id"]: [family for family, _ in json.loads(row["edits"])] for row in csv.DictReader(file)}
+            return {composed(row["query_id"]): [family for family, _ in json.loads(row["edits"])]
+                    for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the record of edits that make-benchmark writes ({error!r}): make the benchmark "
                         f"again, or remove the file to do without results by edit") from error

@@ -2,10 +2,10 @@
 
 import csv
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rdcd.errors import UserError
-from rdcd.files import atomic_path
+from rdcd.files import atomic_path, composed
 
 HEADER = ("query_id", "reference_id")
 
@@ -19,7 +19,7 @@ def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
         path: the CSV file, UTF-8.
 
     Returns:
-        (query id, reference id) pairs.
+        (query id, reference id) pairs, in NFC as the names of pictures are.
 
     Raises:
         UserError: no such file, not text, a row that has not two columns or no query id, or a pair
@@ -35,7 +35,7 @@ def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
         try:
             begun = False
             for cells in reader:
-                row = tuple(cell.strip() for cell in cells)
+                row = tuple(composed(cell.strip()) for cell in cells)
                 if not any(row):
                     continue
                 begun, first = True, not begun
@@ -74,10 +74,16 @@ def read_ids(path: str | Path) -> list[str]:
         raise UserError(f"no file {path}: expected one query id a line; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable text file ({error}); expected one query id a line") from error
-    ids = [name for name in ids if name and name != HEADER[0]]
+    ids = [composed(name) for name in ids if name and name != HEADER[0]]
     if not ids:
         raise UserError(f"{path} holds no id: expected one query id a line")
     return list(dict.fromkeys(ids))
+
+
+def may_be(name: str, names: Iterable[str]) -> str:
+    """Say which pictures share the name of an id that is none, of those in `names`; "" where none does."""
+    shared = [str(other) for other in names if PurePosixPath(other).stem == name]
+    return f"; {name} may be {' or '.join(shared[:3])}: write which" if shared else ""
 
 
 def write_ground_truth(path: str | Path, rows: Iterable[tuple[str, str]]) -> None:

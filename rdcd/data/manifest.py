@@ -1,13 +1,15 @@
 """A table of pictures: names and paths in byte arrays, so loader workers share no Python objects."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from rdcd.data.images import find_images
 from rdcd.errors import UserError
+from rdcd.files import composed
 
 
 class Strings:
@@ -39,35 +41,48 @@ class Strings:
 class Manifest:
     """Pictures of one role, in a fixed order; a picture's name is its file name without extension, unless given.
 
+    Pictures that would share a name are told apart, all of them: by the name with its extension, where that is shared
+    too, by the path below `root`, and where only the Unicode normalization differs, by that with escapes. Names are in
+    NFC, paths as they are on disk.
+
     Args:
         root: the folder the paths are relative to.
         paths: picture files, below `root` or elsewhere.
-        names: one a picture; None: file names without extension.
+        names: one a picture, without extension; None: file names.
+
+    Attributes:
+        told_apart: how many pictures have a longer name, for theirs was another's.
 
     Raises:
-        UserError: two files have one name, or a path is not UTF-8.
+        UserError: a file is given twice, or a path is not UTF-8.
     """
 
     def __init__(self, root: str | Path, paths: Sequence[Path], *, names: Sequence[str] | None = None) -> None:
         self.root = Path(root)
-        kind = "names without folder and extension" if names is None else "paths without extension"
-        names = [Path(path).stem for path in paths] if names is None else names
+        names = [composed(name) for name in ([Path(path).stem for path in paths] if names is None else names)]
         try:
             top = str(self.root / "x")[:-1]  # with its slash; text is ten times as fast as Path.relative_to
             self._paths = Strings(text.removeprefix(top) if (text := str(path)).startswith(top)
                                   else str(path.absolute()) for path in paths)  # root / absolute is absolute
+            names, self.told_apart = self._apart(names)
             self._names = Strings(names)
         except UnicodeEncodeError as error:
             raise UserError(f"a file name under {self.root} is not UTF-8: {ascii(error.object)}; rename it") from None
+
+    def _apart(self, names: list[str]) -> tuple[list[str], int]:
         if len(names) != len(self):
             raise ValueError(f"{len(names)} names for {len(self)} pictures")
-        if len(set(names)) < len(names):
-            seen: dict[str, int] = {}
-            for i, name in enumerate(names):
-                if name in seen:
-                    raise UserError(f"two pictures are named {name!r}: {self.path(seen[name])} and {self.path(i)}; "
-                                    f"{kind} must be unique: rename one")
-                seen[name] = i
+        short, names = names, list(names)
+        longer: dict[int, int] = {}  # picture → how many times its name was made longer
+        while len(counts := Counter(names)) < len(names):
+            same = [i for i, name in enumerate(names) if counts[name] > 1]
+            if not (left := [i for i in same if longer.get(i, 0) < 3]):
+                raise UserError(f"{self.path(same[0])} is given twice: expected every picture once")
+            for i in left:
+                path, longer[i] = self._paths[i], longer.get(i, 0) + 1
+                names[i] = (composed(short[i] + PurePath(path).suffix), composed(path),
+                            path.encode("ascii", "backslashreplace").decode())[longer[i] - 1]
+        return names, len(longer)
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "Manifest":
@@ -78,8 +93,7 @@ class Manifest:
     def of_folders(cls, root: str | Path, folders: Mapping[str, str | Path]) -> "Manifest":
         """List the pictures of labelled folders, which may lie anywhere, in the order given.
 
-        A picture's name is `label/path`, its path below its folder without extension: names need be unique within
-        a folder only.
+        A picture's name is `label/path`, its path below its folder without extension.
 
         Args:
             root: folder that paths are kept relative to where they lie below it.

@@ -12,6 +12,7 @@ from rdcd.data.images import find_images
 from rdcd.data.manifest import Manifest, path_name
 from rdcd.data.places import check_apart, whats_there
 from rdcd.errors import UserError
+from rdcd.files import composed
 
 
 def open_pairs(root: str | Path, *, pairs: str | Path | None = None, background: str | Path | None = None) -> Benchmark:
@@ -22,7 +23,7 @@ def open_pairs(root: str | Path, *, pairs: str | Path | None = None, background:
 
     An id is a file name, with or without extension, or, where it has a slash, a path below the folder; a file of
     exactly that name goes before one that has it without its extension. Pictures are then named by file name without
-    extension, or, where two of a role share one, by path without extension.
+    extension, or, where two of a role share one, by path without extension, see `Manifest` for those of one path.
 
     Args:
         root: folder of pictures, nested ones included.
@@ -75,9 +76,9 @@ def open_pairs(root: str | Path, *, pairs: str | Path | None = None, background:
         queries = set(found[0].values())
         files = [sorted(queries), [path for path in pictures if path not in queries]]
     train = None if apart is None else Manifest.of_folder(apart)
-    names = _names(files, folders)
-    queries, references = (Manifest(folder, paths, names=[own[path] for path in paths])
-                           for folder, paths, own in zip(folders, files, names))
+    queries, references = (Manifest(folder, paths, names=own)
+                           for folder, paths, own in zip(folders, files, _names(files, folders)))
+    names = [dict(zip(paths, role.names)) for paths, role in zip(files, (queries, references))]
     copies = [(names[0][found[0][query]], names[1][found[1][reference]]) for query, reference in known]
     if twice := [pair for pair, times in Counter(copies).items() if times > 1]:
         raise UserError(f"{table} gives the pair {','.join(twice[0])} twice, written in two ways: remove one of the "
@@ -89,7 +90,7 @@ def open_pairs(root: str | Path, *, pairs: str | Path | None = None, background:
 def _first_column(table: Path) -> set[str]:
     """Return the query ids of a CSV that `read_ground_truth` has read without complaint."""
     with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = [tuple(cell.strip() for cell in row) for row in csv.reader(file)]
+        rows = [tuple(composed(cell.strip()) for cell in row) for row in csv.reader(file)]
     rows = [row for row in rows if any(row)]
     return {row[0] for row in (rows[1:] if tuple(cell.lower() for cell in rows[0]) == HEADER else rows)}
 
@@ -112,7 +113,7 @@ def _resolve(ids: Collection[str], paths: Sequence[Path], folder: Path, root: Pa
     for path in paths:
         keys = [f"*/{path.name}", *(path.relative_to(top).as_posix() for top in tops)]
         keys += [f"*/{path.stem}", *(path_name(path, top) for top in tops)]
-        for rank, key in enumerate(keys):
+        for rank, key in enumerate(map(composed, keys)):
             for name in wanted.get(key, ()):
                 found[name].setdefault(rank, []).append(path)
     if lost := sorted(name for name, there in found.items() if not there):
@@ -136,9 +137,9 @@ def _outside(folder: Path, paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if not within[path.parent]]
 
 
-def _names(files: Sequence[Sequence[Path]], folders: Sequence[Path]) -> list[dict[Path, str]]:
-    """Return path → name for each role: stems, or for all of them paths where stems repeat within a role."""
-    stems = [{path: path.stem for path in paths} for paths in files]
-    if all(len(set(names.values())) == len(names) for names in stems):
+def _names(files: Sequence[Sequence[Path]], folders: Sequence[Path]) -> list[list[str]]:
+    """Return the names of each role: stems, or for all of them paths where stems repeat within a role."""
+    stems = [[composed(path.stem) for path in paths] for paths in files]
+    if all(len(set(names)) == len(names) for names in stems):
         return stems
-    return [{path: path_name(path, folder) for path in paths} for paths, folder in zip(files, folders)]
+    return [[path_name(path, folder) for path in paths] for paths, folder in zip(files, folders)]

@@ -18,6 +18,7 @@ from rdcd.data.images import EXTENSIONS
 from rdcd.data.official import Ids
 from rdcd.data.parallel import Map, Result
 from rdcd.errors import UserError
+from rdcd.files import composed
 
 FEW = 5  # of each kind of trouble, so many are remembered by name
 BLOCK = 100_000  # paths handed to the processes at a time
@@ -74,8 +75,8 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
          seed: int = 0, label: str = "scan") -> Scan:
     """Look through folders, by the rules of `rdcd.data.images.find_images`.
 
-    Names are those of `Manifest`: file names without extension of a folder labelled "", else `label/path`. One name a
-    picture is kept while it runs, and none after.
+    Names are those of `Manifest`: file names without extension of a folder labelled "", else `label/path`; not the
+    longer ones of twins. One name a picture is kept while it runs, and none after.
 
     Args:
         folders: label → folder.
@@ -96,7 +97,7 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                 if suffix.lower() not in EXTENSIONS:
                     found.others[printable(suffix.lower()) or "without suffix"] += 1
                     continue
-                name = f"{mark}/{below}{stem}" if mark else stem
+                name = composed(f"{mark}/{below}{stem}" if mark else stem)
                 found.counts[mark] += 1
                 if name in homes:
                     found.twins.add(f"{name} in {homes[name]} and {top}")

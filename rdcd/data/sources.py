@@ -14,6 +14,7 @@ from rdcd.data.images import EXTENSIONS, find_images
 from rdcd.data.manifest import Manifest, path_name
 from rdcd.data.progress import track
 from rdcd.errors import BadImage, UserError
+from rdcd.files import existing
 
 MAX_BYTES = 2**29  # of one member, which is read whole
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstandard
@@ -28,7 +29,7 @@ class TarShards(Manifest):
         ids: `stem`, a picture is called by its member's file name without extension; `path`, with its folders.
 
     Raises:
-        UserError: no tar file, a compressed or a damaged one, none with a picture, or two pictures of one name.
+        UserError: no tar file, a compressed or a damaged one, none with a picture, or one picture twice.
     """
 
     def __init__(self, paths: Sequence[Path], *, ids: str = "stem") -> None:
@@ -125,7 +126,7 @@ def read_list(path: str | Path, *, ids: str = "stem") -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"images={path}: expected a folder, a .tar, or a list of pictures, a path a line "
                         f"({error})") from None
-    paths = [path.parent / line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    paths = [existing(path.parent / line) for line in map(str.strip, lines) if line and not line.startswith("#")]
     if not paths:
         raise UserError(f"{path} names no picture: expected a path a line")
     for one in paths[:1]:
@@ -146,14 +147,23 @@ def open_pictures(images: str | Path, *, ids: str = "stem") -> Manifest:
         images: a folder of pictures or of tar shards, a tar file, a pattern such as `shards/*.tar`, or a file that
             lists pictures (`read_list`).
         ids: `stem`, pictures are called by their file names without extension; `path`, with the folders below
-            `images`, or within the tar file.
+            `images`, or within the tar file. Where that is not unique, see `Manifest`.
 
     Raises:
         UserError: nothing there, or nothing that can be read.
     """
     if ids not in ("stem", "path"):
         raise UserError(f"ids={ids}: expected stem or path")
-    path = Path(images)
+    pictures = _opened(images, ids=ids)
+    if pictures.told_apart:
+        advice = "; ids=path calls all by their paths" if ids == "stem" else ""
+        print(f"{pictures.told_apart:,} pictures under {pictures.root} share their names with others: their ids are "
+              f"names with extension, or paths{advice}")
+    return pictures
+
+
+def _opened(images: str | Path, *, ids: str) -> Manifest:
+    path = existing(Path(images))
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         inside = list(os.scandir(path)) if shards else []

@@ -12,11 +12,12 @@ from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.bootstrap import QueryBootstrap, interval
 from rdcd.evaluation.metrics import Metrics, evaluate_matches, queries_above
 from rdcd.evaluation.metrics_copydays import ORIGINAL, CopydaysMetrics, evaluate_copydays
-from rdcd.evaluation.score_inputs import check_dims, check_exact, check_ids, coded, listed
+from rdcd.evaluation.score_inputs import check_dims, check_exact, check_ids, coded, lifted, listed
 from rdcd.evaluation.tables import metrics_table, wide_console, write_metrics, write_predictions
 from rdcd.files import check_output, sha256
 from rdcd.provenance import provenance
-from rdcd.retrieval.descriptors import Descriptors, join, open_descriptors, some
+from rdcd.retrieval.codec import check_metric
+from rdcd.retrieval.descriptors import Descriptors, join, open_descriptors, some, warn_of_lengths
 from rdcd.retrieval.knn import Matches, check_candidates, search, search_by_distance
 from rdcd.retrieval.score_norm import background_products, parse_score_norm
 
@@ -50,7 +51,7 @@ class ScoreRow:
 
 def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], out: str | Path,
           ground_truth: str | Path | None = None, background: str | Path | None = None, metrics: str = "disc",
-          codecs: Sequence[str] = ("Flat",), score_norms: Sequence[str | None] = DEFAULT_NORMS,
+          metric: str = "ip", codecs: Sequence[str] = ("Flat",), score_norms: Sequence[str | None] = DEFAULT_NORMS,
           candidates: str | Sequence[str] = "per_query", k: int | None = None, bootstrap: int = 1000,
           hard_negatives: str | Path | None = None, predictions: bool = False) -> list[dict[str, object]]:
     """Measure descriptor files; write `out/metrics.csv` and `out/metrics.json` (METHOD sections 5, 6).
@@ -63,6 +64,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         metrics: `disc`, pooled over scores; `cd10k`, strong mAP and overall µAP over L2 distances, see
             `evaluate_copydays`: references are the originals (of the queries, unless among the references) and the
             distractors, no score normalization.
+        metric: of scores, see `Codec`; cd10k goes by distance, and refuses `cosine`.
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
         candidates: one rule or several, see `search`.
@@ -94,6 +96,11 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
         raise UserError(f"metrics=cd10k takes the nearest of every query by distance, normalizes no scores, and reads "
                         f"from names which query copies what: leave out ground_truth={ground_truth}, candidates="
                         f"{candidates}, score_norms={list(score_norms)} and hard_negatives={hard_negatives}")
+    check_metric(metric)
+    if metrics == "cd10k" and metric == "cosine":
+        raise UserError("metric=cosine: metrics=cd10k goes by L2 distance; leave it out, or normalize by "
+                        "codecs=['L2norm,Flat']")
+    metric = "l2" if metrics == "cd10k" else metric
     check_number("bootstrap", bootstrap, 0)
     out = Path(out)
     check_output(out, folder=True)
@@ -104,6 +111,9 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
     negatives = None if hard_negatives is None else read_ids(hard_negatives)
     pairs = [] if metrics == "cd10k" else read_ground_truth(ground_truth)
     sets = {name: open_descriptors(path) for name, path in files.items()}
+    if metric == "ip":
+        for name, descriptors in sets.items():
+            warn_of_lengths(descriptors, files[name])
     queries, learnt_from = sets["query"], sets.get("background")
     found = join([sets[name] for name in sets if name.startswith("reference")])
     if metrics == "cd10k":
@@ -114,14 +124,15 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
     if metrics == "cd10k":
         rows = score_copydays(queries, found, learnt_from, codecs=codecs, k=k, bootstrap=resamples, progress=True)
     else:
-        rows = score_descriptors(queries, found, learnt_from, pairs, codecs=codecs, score_norms=score_norms,
-                                 candidates=candidates, k=k, bootstrap=resamples, hard_negatives=negatives,
-                                 progress=True)
+        rows = score_descriptors(queries, found, learnt_from, pairs, metric=metric, codecs=codecs,
+                                 score_norms=score_norms, candidates=candidates, k=k, bootstrap=resamples,
+                                 hard_negatives=negatives, progress=True)
         title += f", {len(pairs):,} pairs"
         files["ground_truth"] = Path(ground_truth)
     values = [as_record(row) for row in rows]
     inputs = {name: {"file": str(path), "sha256": sha256(path)} for name, path in files.items()}
-    write_metrics(out, values, {**provenance(protocol=metrics), "k": k, "bootstrap": bootstrap, "inputs": inputs})
+    write_metrics(out, values, {**provenance(protocol=metrics), "metric": metric, "k": k, "bootstrap": bootstrap,
+                                "inputs": inputs})
     if predictions:
         for number, row in enumerate(rows, start=1):
             write_predictions(out / f"predictions-{number}.csv", row.matches)
@@ -131,7 +142,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
 
 
 def score_descriptors(query: Descriptors, reference: Descriptors, background: Descriptors | None,
-                      pairs: Sequence[tuple[str, str]], *, codecs: Sequence[str] = ("Flat",),
+                      pairs: Sequence[tuple[str, str]], *, metric: str = "ip", codecs: Sequence[str] = ("Flat",),
                       score_norms: Sequence[str | None] = DEFAULT_NORMS,
                       candidates: str | Sequence[str] = "per_query", k: int = 10,
                       bootstrap: QueryBootstrap | None = None, hard_negatives: Sequence[str] | None = None,
@@ -145,6 +156,8 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
     Args:
         query, reference, background: descriptors of one length d; background None where unused.
         pairs: ground-truth pairs; ids in `missing` are allowed and count as missed.
+        metric: of scores, see `Codec`; those that are normalized, too: minus squared distances less the mean of the
+            largest ones with the background.
         codecs: faiss index-factory strings, see `Codec`.
         score_norms: None or strings such as "1.0[0,2]", see `ScoreNorm`.
         candidates, k: see `search`.
@@ -163,20 +176,26 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
         check_candidates(rule, k)
     check_dims({"query": query, "reference": reference, "background": background})
     if "global" in rules:
-        check_exact(codecs, query.dim, "candidates=global")
+        check_exact(codecs, query.dim, "candidates=global", metric=metric)
     check_ids(query, reference, pairs)
     if hard_negatives is not None and (absent := np.setdiff1d(hard_negatives, query.known)).size:
         raise UserError(f"{absent.size:,} of {len(hard_negatives):,} hard negatives are no queries: {some(absent)}; "
                         f"expected ids of queries")
     depth = max((norm.last + 1 for norm in norms if norm), default=0)
     rows = []
-    for codec, q, r, b in coded(query, reference, background, codecs):
+    for codec, q, r, b in coded(query, reference, background, codecs, metric=metric):
         find = None if codec.exact else codec.nearest
         biases: list[np.ndarray | None] = [None] * len(norms)
+        squares = None
+        if metric == "l2" and codec.exact:
+            squares, q, r, b = lifted(q, r, b)
         if depth:
             products = background_products(q.vectors, None if b is None else b.vectors, depth, find=find,
                                            label=f"{codec.text}: background" if progress else None)
+            products = products if squares is None else products - squares[:, None]
             biases = [norm and norm.bias(products) for norm in norms]
+        if squares is not None:
+            biases = [squares if bias is None else squares + bias for bias in biases]
         found = search(q, r, k=k, candidates=rules, biases=biases, find=find,
                        label=f"{codec.text}: references" if progress else None)
         ways = [(rule, text) for rule in rules for text in score_norms]

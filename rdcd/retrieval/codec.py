@@ -1,5 +1,6 @@
 """Codecs: what is done to descriptors between the network and the search (METHOD section 5)."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faiss
@@ -7,10 +8,13 @@ import numpy as np
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
+from rdcd.retrieval.distinct import Distinct, best
 from rdcd.retrieval.nearest import SPARE, progress
 from rdcd.retrieval.rows import BLOCK, Rows, rows_of
 
+METRICS = ("ip", "cosine", "l2")
 _TRAINING = 1 << 28  # numbers, 1 GB, of background vectors that a codec learns from at most
+_SAMPLE, _ASKED = 512, 64  # vectors whose order is looked at once, and how many of them are searched for
 
 
 class Codec:
@@ -25,21 +29,26 @@ class Codec:
     Args:
         text: the string; `{d}` in it stands for `dim`; after a semicolon, settings of faiss's search.
         dim: length of the descriptors.
+        metric: what scores are: `ip`, inner products; `cosine`, those of descriptors that are L2-normalized first;
+            `l2`, minus squared distances.
 
     Raises:
-        UserError: refused by faiss, or a PCA to more than `dim`.
+        UserError: refused by faiss, a PCA to more than `dim`, or an index that faiss builds for another metric.
     """
 
-    def __init__(self, text: str, dim: int) -> None:
+    def __init__(self, text: str, dim: int, *, metric: str = "ip") -> None:
         self.text = text
+        check_metric(metric)
+        self._distances, self._checked, self._held = metric == "l2", False, None
         self._name = f"codec {text!r}"
         if not isinstance(text, str) or not text:
             raise UserError(f"{self._name}: expected an index-factory string such as 'PCAW{{d}},L2norm,Flat', or "
                             "'Flat' for none")
         factory, _, settings = text.replace("{d}", str(dim)).partition(";")
         binary = factory.split(",")[-1].startswith("LSH")
+        wanted = faiss.METRIC_L2 if binary or self._distances else faiss.METRIC_INNER_PRODUCT
         try:
-            index = faiss.index_factory(dim, factory, faiss.METRIC_L2 if binary else faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(dim, "L2norm," * (metric == "cosine") + factory, wanted)
             if settings:
                 faiss.ParameterSpace().set_index_parameters(index, settings)
         except RuntimeError as error:
@@ -51,10 +60,12 @@ class Codec:
         if isinstance(last, faiss.IndexPQ):
             last.do_polysemous_training = False  # minutes of annealing, of use to a search that nothing here asks for
         self.exact = isinstance(last, faiss.IndexFlat)
-        self._signs = last.d if binary else None
         if not isinstance(last, faiss.IndexFlatCodes | faiss.IndexIVF | faiss.IndexHNSW):
             raise UserError(f"{self._name} is a {type(last).__name__}, which is not measured here; expected Flat, SQ, "
                             f"PQ, LSH, IVF or HNSW, such as 'SQ8' or 'IVF256,Flat;nprobe=16'")
+        if other := other_metric(index, wanted):
+            raise UserError(f"{self._name}: {other}; take HNSW32_SQ8, IVF256,PQ16, PQ16 or HNSW32 instead, or "
+                            f"metric=l2 of `rdcd score`")
         for pca in self._pcas:
             if not 1 <= pca.d_out <= pca.d_in:
                 raise UserError(f"{self._name}: a PCA to {pca.d_out} dimensions of {pca.d_in}-d descriptors; "
@@ -192,23 +203,108 @@ class Codec:
         return found
 
     def build(self, references: np.ndarray | Rows, *, label: str | None = None) -> None:
-        """Make the index hold `references`, and nothing else."""
+        """Make the index hold `references`, and nothing else; of equal ones a graph holds one.
+
+        Raises:
+            UserError: the first time, scores that do not follow the exact ones on a sample.
+        """
+        references = rows_of(references)
+        if not self._checked:
+            self._checked = check_order(self._index, references, self._searched, name=self._name, exact=self._exact)
+        self._held = None
+        if isinstance(self._last, faiss.IndexHNSW) and len(held := Distinct.of(references)) < len(references):
+            self._held, references = held, references.at(held.first)
         self._index.reset()
-        for _, block in progress(rows_of(references), label):
+        for _, block in progress(references, label):
             self._index.add(np.ascontiguousarray(block))
 
     def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Search what `build` was given, see `nearest`."""
-        held = self._index.ntotal
+        held = self._index.ntotal if self._held is None else len(self._held.numbers)
         k = min(k, held)
-        scores, rows = self._index.search(queries, min(k + SPARE, held))
-        if (short := (rows[:, :k] < 0).any(axis=1)).any():
+        scores, rows = self._searched(queries, min(k + SPARE, self._index.ntotal))
+        scores, rows = (best if self._held is None else self._held.best)(scores, rows, k)
+        if (short := (rows < 0).any(axis=1)).any():
             raise UserError(f"{self._name} finds fewer than k={k} of {held:,} descriptors for {int(short.sum()):,} of "
                             f"{len(rows):,} queries; let it look at more, such as {self.text.partition(';')[0]};nprobe="
                             f"16 for IVF, ;efSearch=64 for HNSW, or at all, with 'Flat'")
+        return scores, rows
+
+    def _searched(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return faiss's float64 scores, higher is more alike, and numbers, [n, depth]; -inf and -1 for none."""
+        scores, rows = self._index.search(queries, depth)
         scores = scores.astype(np.float64)
-        if self._signs:
-            scores = 1 - 2 * scores / self._signs
+        if isinstance(self._last, faiss.IndexLSH):
+            scores = 1 - 2 * scores / self._last.nbits
+        elif self._distances:
+            scores = -scores
         scores[rows < 0] = -np.inf
-        order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        return scores, rows
+
+    def _exact(self, queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """Return the scores that are stood for, of vectors as `apply` makes them, float64 [n, m]."""
+        queries, references = (self.apply(vectors).astype(np.float64) for vectors in (queries, references))
+        products = queries @ references.T
+        if not self._distances:
+            return products
+        return 2 * products - (queries ** 2).sum(axis=1)[:, None] - (references ** 2).sum(axis=1)
+
+
+def check_metric(metric: str) -> None:
+    """Raise UserError unless `metric` is one of METRICS."""
+    if metric not in METRICS:
+        raise UserError(f"metric={metric}: expected one of {', '.join(METRICS)}")
+
+
+def other_metric(index: faiss.Index, wanted: int) -> str | None:
+    """Say what part of a faiss index is built for another metric than was asked for, silently; None: none is."""
+    for part in _parts(index):
+        if part.metric_type != wanted:
+            return (f"faiss builds its {type(part).__name__} for L2 distances, whatever metric it is asked for, so "
+                    f"that inner products would come in another order")
+    return None
+
+
+def _parts(index: faiss.Index) -> Iterator[faiss.Index]:
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("index", "base_index", "refine_index", "storage", "quantizer"):
+        if (part := getattr(index, name, None)) is not None:
+            yield from _parts(part)
+
+
+def check_order(index: faiss.Index, references: Rows, search: Callable[..., tuple[np.ndarray, np.ndarray]], *,
+                name: str, exact: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> bool:
+    """Compare the scores of an index, trained and left empty, with exact ones on evenly chosen references.
+
+    Args:
+        index: to fill for it, and to empty.
+        references: what it is to hold.
+        search: queries [n, dim], depth → scores [n, depth], higher is more alike, and numbers, -1 for none.
+        name: of the index, for the message.
+        exact: queries, references → scores [n, m].
+
+    Returns:
+        whether there was anything to compare: several vectors that differ.
+
+    Raises:
+        UserError: scores that do not rise with the exact ones.
+    """
+    chosen = np.unique(np.linspace(0, len(references) - 1, min(len(references), _SAMPLE)).astype(np.int64))
+    sample = np.asarray(references.at(chosen))
+    asked = np.unique(np.linspace(0, len(sample) - 1, min(len(sample), _ASKED)).astype(np.int64))
+    index.reset()
+    index.add(sample)
+    scores, rows = search(sample[asked], len(sample))
+    index.reset()
+    others = (rows >= 0) & (rows != asked[:, None])
+    expected = np.take_along_axis(exact(sample[asked], sample), np.maximum(rows, 0), 1)[others]
+    scores = scores[others]
+    if len(scores) < _ASKED // 2 or expected.std() <= 1e-3 * np.abs(expected).max():
+        return False
+    agreement = np.corrcoef(scores, expected)[0, 1] if np.ptp(scores) else 0.0
+    if not agreement >= 0.1 - len(sample) ** -0.5:  # what a short code of few vectors may come to by chance
+        raise UserError(f"{name} does not rank as an exact search does: on {len(sample)} descriptors its scores "
+                        f"correlate by {agreement:.2f} with exact ones; take another, such as SQ8, IVF256,Flat or "
+                        f"HNSW32, or train it on a background like what is searched")
+    return True

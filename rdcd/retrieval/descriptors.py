@@ -1,5 +1,6 @@
 """Descriptors of a set of pictures, and the HDF5 file they are kept in (ISC2021 format)."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,8 @@ import h5py
 import numpy as np
 
 from rdcd.errors import UserError
-from rdcd.files import atomic_path
+from rdcd.files import atomic_path, composed
+from rdcd.retrieval.nearest import lengths
 from rdcd.retrieval.rows import Rows, one_after_the_other, rows_of
 
 
@@ -54,7 +56,8 @@ class Descriptors:
         ids, counts = np.unique(np.concatenate((names, missing)), return_counts=True)
         if counts.max() > 1:
             raise UserError(f"the same id twice: {some(ids[counts > 1])}; ids are file names without folder "
-                            "and extension and must differ: rename or remove pictures, then extract again")
+                            "and extension and must differ: extract the folders as one, or with ids=path, or rename "
+                            "pictures")
         # A row is finite exactly if its extremes are; they take no array of the vectors' size.
         finite = np.concatenate([np.isfinite(block.max(axis=1)) & np.isfinite(block.min(axis=1))
                                  for _, block in rows_of(vectors).blocks()])
@@ -121,6 +124,17 @@ def some(ids: np.ndarray, *, most: int = 5) -> str:
     return shown if len(ids) <= most else f"{shown} and {len(ids) - most:,} more"
 
 
+def warn_of_lengths(descriptors: Descriptors, path: str | Path) -> None:
+    """Say on standard error if descriptors of a file that are compared by inner products differ in length by more than
+    1 %: the long ones score high with everything."""
+    blocks = [lengths(block) for _, block in rows_of(descriptors.vectors).blocks()]
+    least, most = min(block.min() for block in blocks), max(block.max() for block in blocks)
+    if most > 1.01 * least:
+        print(f"rdcd: warning: {path}: lengths of descriptors range from {least:.4g} to {most:.4g}, and inner products "
+              f"favour the long ones; metric=cosine of `rdcd score` compares directions, metric=l2 distances",
+              file=sys.stderr, flush=True)
+
+
 def read_descriptors(path: str | Path) -> Descriptors:
     """Read a file as `open_descriptors` does, with its vectors in memory as one array."""
     found = open_descriptors(path)
@@ -183,9 +197,12 @@ def _read_names(file: h5py.File, dataset: str, path: Path) -> np.ndarray:
         raise UserError(f"{path}: `{dataset}` holds {file[dataset].dtype}, expected byte strings: "
                         "extract it again")
     try:
-        return np.asarray(file[dataset].asstr("utf-8")[()], dtype=np.str_)
+        names = np.asarray(file[dataset].asstr("utf-8")[()], dtype=np.str_)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: `{dataset}` is not UTF-8 ({error}); extract it again") from error
+    if not names.size or np.ascontiguousarray(names).view(np.uint32).max(initial=0) < 0x300:  # composed as they are
+        return names
+    return np.array([composed(name) for name in names.ravel().tolist()], dtype=np.str_).reshape(names.shape)
 
 
 def write_descriptors(path: str | Path, descriptors: Descriptors) -> None:

@@ -19,7 +19,9 @@ import numpy as np
 
 from rdcd.errors import UserError, check_number
 from rdcd.retrieval.codec import Codec
+from rdcd.retrieval.distinct import Distinct
 from rdcd.retrieval.nearest import nearest
+from rdcd.retrieval.rows import Rows, rows_of
 from rdcd.retrieval.score_norm import ScoreNorm, background_products, parse_score_norm
 from rdcd.retrieval.segments import Segment
 
@@ -193,16 +195,27 @@ class Index:
 
     def recall(self, *, queries: int = 200) -> dict[str, float] | None:
         """Return what share of the exact nearest an approximate index finds, `recall_at_1` and `recall_at_10`, for
-        pictures of the background; None: the index is exact."""
+        pictures of the background; None: the index is exact. Equal descriptors count once, as queries and as found."""
         if all(segment.faiss is None for segment in self.segments):
             return None
-        sample = self.background[:queries]
-        own = 0 if self.about["background"]["source"] else 1  # a query finds itself
-        _, exact = self.nearest(sample, 10 + own, exact=True)
-        _, found = self.nearest(sample, 10 + own)
-        hits = [np.isin(e[own:], f) for e, f in zip(exact, found)]
-        return {"queries": len(sample), "recall_at_1": float(np.mean([hit[0] for hit in hits])),
-                "recall_at_10": float(np.mean([hit.mean() for hit in hits]))}
+        sample = self.background[Distinct.of(rows_of(self.background)).first[:queries]]
+        parts = [segment.vectors for segment in self.segments]
+        known = Distinct.of(Rows(parts))
+        _, exact = nearest(sample, Rows(parts, order=known.first), 11)
+        found = []
+        for first, segment in zip(self._firsts.tolist(), self.segments):
+            rows = np.arange(len(segment))[None] if segment.faiss is None else segment.distinct(sample, 11)
+            groups = np.where(rows < 0, -1, known.numbers[first + rows])
+            found.append(np.broadcast_to(groups, (len(sample), groups.shape[1])))
+        found = np.concatenate(found, axis=1)
+        hits = []
+        for query, near, there in zip(sample, exact, found):
+            if not self.about["background"]["source"]:  # a query finds itself
+                near = near[(self.vectors(known.first[near]) != query).any(axis=1)]
+            if len(near):
+                hits.append(np.isin(near[:10], there))
+        return {"queries": len(hits), "recall_at_1": float(np.mean([hit[0] for hit in hits] or 1)),
+                "recall_at_10": float(np.mean([hit.mean() for hit in hits] or 1))}
 
 
 def read_about(folder: str | Path) -> dict:

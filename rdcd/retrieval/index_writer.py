@@ -92,7 +92,7 @@ class IndexWriter:
         trained = self.folder / "trained.faiss"
         if not trained.is_file():
             raise UserError(f"{self.folder} has lost trained.faiss: build the index again")
-        write_faiss(trained, folder, rows=rows, dim=self.index.code_dim)
+        write_faiss(trained, folder, rows=rows, dim=self.index.code_dim, name=f"factory={self.about['factory']}")
 
     def train(self, added: SegmentWriter) -> None:
         """Train the approximate index of a new index, on its first pictures.

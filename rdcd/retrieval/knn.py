@@ -9,6 +9,7 @@ from rdcd.errors import UserError, check_number
 from rdcd.retrieval.descriptors import Descriptors
 from rdcd.retrieval.nearest import SPARE, nearest
 from rdcd.retrieval.pairs import best_pairs, first_depth
+from rdcd.retrieval.rows import Rows
 
 CANDIDATES = ("per_query", "global")
 
@@ -89,6 +90,27 @@ def search_by_distance(query: Descriptors, reference: Descriptors, *, k: int, la
     rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
     return Matches(np.repeat(query.names, rows.shape[1]), reference.names[rows.ravel()],
                    scores.ravel().astype(np.float32))
+
+
+def lift_queries(queries: np.ndarray) -> np.ndarray:
+    """Return float32 [n, d + 2] whose inner products with lifted references are q·q − |q − r|²."""
+    return np.column_stack((2 * queries, np.full((len(queries), 2), -1, np.float32)))
+
+
+def lift_references(references: np.ndarray | Rows) -> np.ndarray | Rows:
+    """Return float32 [m, d + 2] for `lift_queries`: r·r goes into two numbers, so that no digit of it is lost."""
+    if isinstance(references, Rows):
+        inner = references.transform or (lambda block: block)
+        return references.transformed(lambda block: lift_references(inner(block)), references.shape[1] + 2)
+    squares = squared_lengths(references)
+    high = squares.astype(np.float32)
+    return np.column_stack((references, high, (squares - high).astype(np.float32)))
+
+
+def squared_lengths(vectors: np.ndarray) -> np.ndarray:
+    """Squared lengths of float32 [n, d], float64 [n]: each depends on its vector alone."""
+    wide = vectors.astype(np.float64)  # first: see `products`
+    return np.einsum("nd,nd->n", wide, wide)
 
 
 def check_candidates(candidates: str, k: int) -> None:

@@ -46,8 +46,12 @@ class Rows:
         order = np.arange(self._starts[-1]) if self.order is None else self.order
         return Rows(self.parts, order=order[rows])
 
-    def transformed(self, transform: Callable[[np.ndarray], np.ndarray], width: int) -> "Rows":
-        """Return the rows as `transform` makes them."""
+    def at(self, rows: np.ndarray) -> "Rows":
+        """Return these rows (indices or a mask) as they are here, with the transform."""
+        return self.reordered(rows).transformed(self.transform, self.shape[1])
+
+    def transformed(self, transform: Callable[[np.ndarray], np.ndarray] | None, width: int) -> "Rows":
+        """Return the rows as `transform` makes them, in place of the transform they have."""
         return Rows(self.parts, order=self.order, transform=transform, width=width)
 
     def raw(self, rows: slice | np.ndarray) -> np.ndarray:

@@ -12,6 +12,9 @@ import faiss
 import numpy as np
 
 from rdcd.errors import UserError
+from rdcd.retrieval.codec import check_order, other_metric
+from rdcd.retrieval.distinct import Distinct, best
+from rdcd.retrieval.rows import Rows
 
 DIGEST = 32  # bytes of a SHA-256
 _LEAST = 1000  # pictures from which a segment gets a faiss index of its own; fewer are searched as fast without
@@ -44,6 +47,8 @@ class Segment:
         if (folder / "faiss.index").is_file():
             self.faiss = faiss.read_index(str(folder / "faiss.index"))
             tune(self.faiss)
+            equal = folder / "groups.i64"
+            self._held = Distinct(_mapped(equal, np.int64, (rows,))) if equal.is_file() else None
 
     def __len__(self) -> int:
         return self.rows
@@ -72,15 +77,24 @@ class Segment:
     def approximate(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ask the segment's own faiss index; return float64 scores and int64 rows, [n, k], -inf and -1 where fewer were
         found. Equal scores are in order of row."""
-        depth = min(max(_DEEPER * k, 64), self.rows)
-        _, rows = self.faiss.search(queries, depth)
-        rows.sort(axis=1)  # with the stable sort below: equal scores in order of row
-        scores = np.full(rows.shape, -np.inf)
-        for i, found in enumerate(rows):
+        return (best if self._held is None else self._held.best)(*self._candidates(queries, k), k)
+
+    def distinct(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return what `approximate` chooses from, the first row of equal descriptors: int64 [n, depth], -1 for none."""
+        _, groups = self._candidates(queries, k)
+        return np.where(groups < 0, -1, self._first(groups))
+
+    def _first(self, groups: np.ndarray) -> np.ndarray:
+        return groups if self._held is None else self._held.first[groups]
+
+    def _candidates(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        depth = min(max(_DEEPER * k, 64), self.faiss.ntotal)
+        _, groups = self.faiss.search(queries, depth)
+        scores = np.full(groups.shape, -np.inf)
+        for i, found in enumerate(groups):
             some = found >= 0
-            scores[i, some] = products(queries[i], self.vectors[found[some]])
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+            scores[i, some] = products(queries[i], self.vectors[self._first(found[some])])
+        return scores, groups
 
 
 def products(query: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -168,13 +182,15 @@ def train_faiss(factory: str, vectors: np.ndarray, dim: int) -> faiss.Index:
         vectors: float32 [n, dim] to learn from.
 
     Raises:
-        UserError: a string faiss refuses, or too few vectors.
+        UserError: a string faiss refuses or builds for another metric, or too few vectors.
     """
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise UserError(f"factory={factory}: faiss cannot parse it for {dim} numbers; expected Flat (exact), or such "
                         f"as 'IVF1024,Flat', HNSW32 or 'IVF1024,PQ32'") from error
+    if other := other_metric(index, faiss.METRIC_INNER_PRODUCT):
+        raise UserError(f"factory={factory}: {other}; take such as HNSW32_SQ8, 'IVF1024,PQ32' or HNSW32 instead")
     if not index.is_trained:
         try:
             index.train(vectors)
@@ -194,12 +210,30 @@ def tune(index: faiss.Index) -> None:
         index.hnsw.efSearch = 128
 
 
-def write_faiss(trained: Path, segment: Path, *, rows: int, dim: int) -> None:
-    """Give a segment its faiss index, of the trained one and the segment's vectors, if it is large enough."""
+def write_faiss(trained: Path, segment: Path, *, rows: int, dim: int, name: str) -> None:
+    """Give a segment its faiss index, of the trained one and the segment's vectors, if it is large enough.
+
+    Equal vectors are one in it; where there are any, `groups.i64` has the number there of each row.
+
+    Args:
+        name: of the index, for messages.
+
+    Raises:
+        UserError: it does not rank as an exact search does, or cannot hold them.
+    """
     if rows < _LEAST:
         return
     index = faiss.read_index(str(trained))
-    vectors = _mapped(segment / "vectors.f32", np.float32, (rows, dim))
-    for start in range(0, rows, 1 << 16):
-        index.add(vectors[start:start + (1 << 16)])
+    vectors = Rows([_mapped(segment / "vectors.f32", np.float32, (rows, dim))])
+    held = Distinct.of(vectors)
+    if len(held) < rows:
+        held.numbers.tofile(segment / "groups.i64")
+        vectors = vectors.at(held.first)
+    try:
+        check_order(index, vectors, index.search, name=name, exact=lambda q, r: q.astype(np.float64) @ r.T)
+        for _, block in vectors.blocks():
+            index.add(block)
+    except RuntimeError as error:
+        raise UserError(f"{name}: faiss cannot hold {rows:,} pictures, {len(held):,} of them distinct, in it "
+                        f"({str(error).split('Error: ')[-1].strip()}); take another, such as HNSW32") from error
     faiss.write_index(index, str(segment / "faiss.index"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from miniatures import save, scene
 
-from rdcd.collection.index import info, remove
+from rdcd.collection.index import info, remove, shrink_index
 from rdcd.collection.pictures import Embedder, list_pictures
 from rdcd.errors import UserError
 from rdcd.evaluation.extract import extract
@@ -117,6 +117,19 @@ def test_removing_by_file_folder_and_absence(album: Path, tmp_path: Path, build,
     (album / "2024" / "p02.jpg").unlink()
     assert len(remove(index=index, missing=True)) == 10
     assert len(remove(index=index, missing=True)) == 10
+
+
+def test_places_are_met_in_whatever_normalization_they_are_typed(tmp_path: Path, build, add) -> None:
+    folder = tmp_path / "Cafe\u0301"
+    for i, name in enumerate(("e\u0301.jpg", "é.jpg", "o\u0308.jpg", "x.jpg")):
+        save(scene(i), folder / name)
+    made = build(index=tmp_path / "index", images=tmp_path / "Café")
+    assert len(made) == 4 and all(os.path.exists(made.path(row)) for row in range(4))  # both of one name
+    assert len(add(index=tmp_path / "index", images=[tmp_path / "Café" / "ö.jpg", folder])) == 4
+    left, gone = shrink_index(tmp_path / "index", [folder / "é.jpg", tmp_path / "Café" / "ö.jpg"], missing=False)
+    assert gone == 2 and [Path(left.path(row)).name for row in range(2)] == ["e\u0301.jpg", "x.jpg"]
+    shutil.rmtree(folder)
+    assert shrink_index(tmp_path / "index", tmp_path / "Café", missing=False)[1] == 2
 
 
 def test_another_model_or_codec_is_refused_with_both_names(album: Path, tmp_path: Path, student: Path, build, add,

@@ -182,3 +182,11 @@ def test_parts_outside_the_root_are_said_to_be_left_out(tmp_path: Path) -> None:
     done = checks(root, layout="cd10k", samples=0, distractors=tmp_path / "other", write_checksums=tmp_path / "sums")
     assert done["outside"].verdict == "note" and done["outside"].found == f"not listed: {tmp_path}/other"
     assert not any("other" in name for name, _ in Checksums(tmp_path / "sums"))
+
+
+def test_paths_are_compared_in_nfc(tmp_path: Path) -> None:
+    (tmp_path / "Cafe\u0301").mkdir()
+    (tmp_path / "Cafe\u0301" / "e\u0301.jpg").write_bytes(b"x")
+    (tmp_path / "sums").write_text(f"{DIGEST}  Café/é.jpg\n")
+    found = compare(tmp_path, Checksums(tmp_path / "sums"), ["Cafe\u0301/e\u0301.jpg"], here)
+    assert not any(trouble.count for trouble in (found.absent, found.different, found.unlisted))

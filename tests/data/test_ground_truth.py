@@ -1,6 +1,6 @@
 import pytest
 
-from rdcd.data.ground_truth import read_ground_truth, write_ground_truth
+from rdcd.data.ground_truth import read_ground_truth, read_ids, write_ground_truth
 from rdcd.errors import UserError
 
 
@@ -17,6 +17,16 @@ def written(folder, text):
 ])
 def test_reads_pairs_in_file_order_with_or_without_header(tmp_path, text):
     assert read_ground_truth(written(tmp_path, text)) == [("Q1", "R1"), ("Q1", "R2"), ("Q3", "R1")]
+
+
+def test_ids_are_read_in_nfc(tmp_path):
+    (tmp_path / "truth.csv").write_text("cafe\u0301,é\nx,e\u0301\n")
+    assert read_ground_truth(tmp_path / "truth.csv") == [("café", "é"), ("x", "é")]
+    (tmp_path / "truth.csv").write_text("cafe\u0301,é\ncafé,e\u0301\n")
+    with pytest.raises(UserError, match="line 2: pair café,é was already given on line 1"):
+        read_ground_truth(tmp_path / "truth.csv")
+    (tmp_path / "ids.csv").write_text("e\u0301\né\n")
+    assert read_ids(tmp_path / "ids.csv") == ["é"]
 
 
 def test_distractors_alone_give_no_pairs(tmp_path):

@@ -36,10 +36,32 @@ def test_empty(tmp_path: Path) -> None:
     assert len(pictures) == 0 and pictures.names == [] and pictures.paths_by_name() == {}
 
 
-def test_one_name_twice_is_said_with_both_files(tmp_path: Path) -> None:
-    touch(tmp_path, "a/R1.jpg", "b/R1.png", "R2.jpg")
-    with pytest.raises(UserError, match=f"named 'R1': {tmp_path}/a/R1.jpg and {tmp_path}/b/R1.png"):
-        Manifest.of_folder(tmp_path)
+@pytest.mark.parametrize(("files", "names"), [
+    (["a/R1.jpg", "b/R1.png", "R2.jpg"], ["R2", "R1.jpg", "R1.png"]),
+    (["IMG_1.jpg", "IMG_1.png", "IMG_1.JPG"], ["IMG_1.JPG", "IMG_1.jpg", "IMG_1.png"]),
+    (["2019/IMG_1.jpg", "2020/IMG_1.jpg", "2020/IMG_1.png", "2020/IMG_2.jpg"],
+     ["2019/IMG_1.jpg", "2020/IMG_1.jpg", "IMG_1.png", "IMG_2"]),
+    (["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.png"], ["a.jpg", "a.jpg.png", "a.jpg.png.png", "a.png"]),
+    (["é.jpg", "e\u0301.png"], ["é.png", "é.jpg"]),
+    (["é.jpg", "e\u0301.jpg", "b/x.jpg"], ["x", r"e\u0301.jpg", r"\xe9.jpg"]),
+    (["é/1.jpg", "e\u0301/1.jpg"], [r"e\u0301/1.jpg", r"\xe9/1.jpg"])], ids=str)
+def test_equal_names_are_told_apart_by_extension_or_path(tmp_path: Path, files: list[str], names: list[str]) -> None:
+    touch(tmp_path, *files)
+    pictures = Manifest.of_folder(tmp_path)
+    assert pictures.names == names
+    assert sorted(str(path.relative_to(tmp_path)) for path in pictures.paths_by_name().values()) == sorted(files)
+    assert pictures.told_apart == sum("." in name for name in names)
+    again = Manifest(tmp_path, [tmp_path / file for file in reversed(files)])
+    assert again.paths_by_name() == pictures.paths_by_name()  # in whatever order they come
+    with pytest.raises(UserError, match=f"{tmp_path}/{files[0]} is given twice: expected every picture once"):
+        Manifest(tmp_path, [tmp_path / files[0], *(tmp_path / file for file in files)])
+
+
+def test_names_are_composed_and_paths_as_they_are(tmp_path: Path) -> None:
+    path, = touch(tmp_path, "cafe\u0301/cafe\u0301.jpg")
+    for pictures in (Manifest.of_folder(tmp_path), Manifest.of_folders(tmp_path, {"b": tmp_path})):
+        assert pictures.path(0) == path and pictures.path(0).is_file()
+        assert pictures.names in (["café"], ["b/café/café"])
 
 
 def test_a_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
@@ -61,8 +83,7 @@ def test_given_names_stand_for_file_names(tmp_path: Path) -> None:
     pictures = Manifest(tmp_path, paths, names=["2024/IMG_1", "2025/IMG_1"])
     assert pictures.names == ["2024/IMG_1", "2025/IMG_1"]
     assert pictures.paths_by_name() == dict(zip(pictures.names, paths, strict=True))
-    with pytest.raises(UserError, match=f"named 'a': {paths[0]} and {paths[1]}; paths without extension must be"):
-        Manifest(tmp_path, paths, names=["a", "a"])
+    assert Manifest(tmp_path, paths, names=["a", "a"]).names == ["2024/IMG_1.jpg", "2025/IMG_1.jpg"]
     with pytest.raises(ValueError, match="1 names for 2 pictures"):
         Manifest(tmp_path, paths, names=["a"])
 
@@ -91,10 +112,10 @@ def test_labelled_folders_named_from_where_one_is(tmp_path: Path, monkeypatch: p
     assert Manifest(".", [Path("other/2.jpg")]).path(0) == Path("other/2.jpg")
 
 
-def test_one_name_twice_in_a_labelled_folder_is_said(tmp_path: Path) -> None:
+def test_one_name_twice_in_a_labelled_folder_keeps_the_extension(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "a/1.png", "b/1.jpg")
-    with pytest.raises(UserError, match="two pictures are named 'a/1': .*paths without extension must be unique"):
-        Manifest.of_folders(tmp_path, {"a": tmp_path / "a", "b": tmp_path / "b"})
+    pictures = Manifest.of_folders(tmp_path, {"a": tmp_path / "a", "b": tmp_path / "b"})
+    assert pictures.names == ["a/1.jpg", "a/1.png", "b/1"] and pictures.told_apart == 2
 
 
 def test_strings_are_those_put_in() -> None:

@@ -1,4 +1,5 @@
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,29 @@ def test_ids_are_names_with_or_without_extension_or_paths(photos: Path) -> None:
     (photos / "2025" / "IMG_1.png").unlink()
     table = written(photos.parent, "beach.png,./2024/IMG_2.png\nsea.v2,IMG_1\n")
     assert open_pairs(photos, pairs=table).pairs == [("beach", "IMG_2"), ("sea.v2", "IMG_1")]
+
+
+def test_pictures_of_one_stem_in_one_folder_are_named_with_extension(photos: Path) -> None:
+    scene(5).save(photos / "2024" / "IMG_2.bmp")
+    table = written(photos.parent, "beach,IMG_2.png\nsea.v2,2024/IMG_2.bmp\n")
+    benchmark = open_pairs(photos, pairs=table)
+    assert benchmark.pairs == [("2025/beach", "2024/IMG_2.png"), ("sea.v2", "2024/IMG_2.bmp")]
+    assert benchmark.references.paths_by_name()["2024/IMG_2.bmp"] == photos / "2024" / "IMG_2.bmp"
+    with pytest.raises(UserError, match="IMG_2 may be 2024/IMG_2.bmp or 2024/IMG_2.png: write which"):
+        open_pairs(photos, pairs=written(photos.parent, "beach,IMG_2\n"))
+
+
+@pytest.mark.parametrize(("file", "table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_compared_in_nfc(photos: Path, file: str, table: str) -> None:
+    place = photos / unicodedata.normalize(file, "café")
+    place.mkdir()
+    path = place / unicodedata.normalize(file, "été.png")
+    (photos / "2025" / "beach.png").rename(path)
+    for name in ("été", "été.png", "./café/été.png", "café/été"):
+        csv = written(photos.parent, unicodedata.normalize(table, f"{name},IMG_2\nsea.v2,\n"))
+        benchmark = open_pairs(photos, pairs=csv)
+        assert benchmark.pairs in ([("été", "IMG_2")], [("café/été", "2024/IMG_2")])
+        assert benchmark.queries.path(0) == path and path.is_file() and len(benchmark.queries) == 2
 
 
 def test_ids_in_folders_of_their_own(tmp_path: Path, fill) -> None:

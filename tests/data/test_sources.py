@@ -121,10 +121,32 @@ def test_damaged_shards_are_refused(folder: Path, shards: Path, tmp_path: Path) 
             open_pictures(tmp_path / name)
 
 
-def test_names_must_differ_over_shards(folder: Path, shards: Path) -> None:
+@pytest.mark.parametrize("ids", ["stem", "path"])
+def test_equal_names_over_shards_are_told_apart(folder: Path, shards: Path, capsys, ids: str) -> None:
     pack(folder, shards / "2.tar", ["a/R0"])
-    with pytest.raises(UserError, match="two pictures are named 'R0': .*0.tar/a/R0.png and .*2.tar/a/R0.png"):
-        open_pictures(shards)
+    names = open_pictures(shards, ids=ids).names
+    assert names[0] == "0.tar/a/R0.png" and names[-1] == "2.tar/a/R0.png" and names[1].endswith("R1")
+    said = capsys.readouterr().out
+    assert f"2 pictures under {shards} share their names with others: their ids are names with extension" in said
+    assert ("ids=path" in said) == (ids == "stem")
+
+
+def test_pictures_of_one_stem_in_one_folder_have_ids(folder: Path, picture, capsys) -> None:
+    picture(7, 20, 16).save(folder / "a/R0.bmp")
+    assert {"R0.bmp", "R0.png", "R1"} < set(open_pictures(folder).names)
+    assert {"a/R0.bmp", "a/R0.png"} < set(open_pictures(folder, ids="path").names)
+    assert capsys.readouterr().out.count("2 pictures under") == 2
+
+
+def test_a_place_is_found_in_whatever_normalization_it_is_typed(folder: Path, tmp_path: Path) -> None:
+    folder = folder.rename(tmp_path / "Cafe\u0301")
+    (folder / "a" / "R0.png").rename(folder / "a" / "e\u0301.png")
+    assert open_pictures(tmp_path / "Café").root == folder
+    (folder / "list.txt").write_text("a/é.png\n")
+    listed = open_pictures(tmp_path / "Café" / "list.txt")
+    assert listed.names == ["é"] and listed.path(0).is_file()
+    (folder / "a" / "é.png").write_bytes(b"another file")
+    assert open_pictures(folder / "list.txt").path(0).read_bytes() == b"another file"  # as typed goes first
 
 
 def test_tar_files_beside_pictures_are_said(folder: Path, capsys) -> None:

@@ -1,6 +1,8 @@
 import csv
 import json
+import unicodedata
 
+import h5py
 import numpy as np
 import pytest
 from oracles import trapezoids
@@ -39,7 +41,14 @@ def case(seed, *, d=6, queries=12, references=15, background=30, grid=False):
     return (descriptors("Q", q, ["Q_unread"]), descriptors("R", r, ["R_unread"]), descriptors("T", b), pairs)
 
 
-def oracle(query, reference, background, pairs, *, norm, candidates, k):
+def alike(a, b, metric):
+    """One pair's score, in float64."""
+    if metric == "l2":
+        return -sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist()))
+    return float(a @ b) / (float(np.linalg.norm(a) * np.linalg.norm(b)) if metric == "cosine" else 1)
+
+
+def oracle(query, reference, background, pairs, *, norm, candidates, k, metric="ip"):
     """The whole of METHOD sections 5 and 6 for the codec Flat, with lists and loops."""
     rows = []
     names = sorted(reference.names.tolist())
@@ -49,9 +58,9 @@ def oracle(query, reference, background, pairs, *, norm, candidates, k):
         bias = 0.0
         if norm:
             beta, first, last = norm
-            products = sorted((float(q @ b) for b in background.vectors.astype(float)), reverse=True)
+            products = sorted((alike(q, b, metric) for b in background.vectors.astype(float)), reverse=True)
             bias = beta * sum(products[first:last + 1]) / (last + 1 - first)
-        own = sorted(((float(q @ vector[r]) - bias, name, r) for r in names), key=lambda row: -row[0])
+        own = sorted(((alike(q, vector[r], metric) - bias, name, r) for r in names), key=lambda row: -row[0])
         rows += own[:k] if candidates == "per_query" else own
     rows.sort(key=lambda row: (-row[0], row[1], row[2]))
     if candidates == "global":
@@ -85,6 +94,87 @@ def test_equals_the_oracle(seed, k, grid, candidates):
         assert (found.threshold_at_p90 is None) == (expected[3] is None)
         assert expected[3] is None or found.threshold_at_p90 == pytest.approx(expected[3], abs=1e-6)
         assert len(row.matches) == min(k, 15) * 12 and row.candidates == candidates
+
+
+@pytest.mark.parametrize("candidates", ["per_query", "global"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
+def test_descriptors_of_any_length_equal_the_oracle_in_every_metric(seed, metric, candidates):
+    query, reference, background, pairs = case(seed)
+    sets = []
+    for number, one in enumerate((query, reference, background)):
+        scale = np.random.default_rng(number).uniform(0.5, 2, (len(one.names), 1))
+        sets.append(Descriptors(one.names, one.vectors * scale + 0.3, one.missing))
+    rows = score_descriptors(*sets, pairs, metric=metric, score_norms=[None, "1.0[0,2]", "0.5[1,1]"], k=3,
+                             candidates=candidates)
+    for row, norm in zip(rows, (None, (1.0, 0, 2), (0.5, 1, 1)), strict=True):
+        expected = oracle(*sets, pairs, norm=norm, candidates=candidates, k=3, metric=metric)
+        found = row.metrics
+        np.testing.assert_allclose((found.uAP, found.accuracy_at_1, found.recall_at_p90), expected[:3], atol=1e-6)
+        assert expected[3] is None or found.threshold_at_p90 == pytest.approx(expected[3], abs=1e-5)
+
+
+@pytest.mark.parametrize(("codec", "metric"), [("SQfp16", "l2"), ("HNSW8;efSearch=64", "l2"), ("IVF1,Flat", "l2"),
+                                               ("SQfp16", "cosine"), ("HNSW8;efSearch=64", "cosine")])
+def test_approximate_codecs_follow_the_metric(codec, metric):
+    query, reference, background, pairs = case(2)
+    reference = Descriptors(reference.names, reference.vectors * np.linspace(0.5, 2, 15)[:, None], reference.missing)
+    near, exact = (score_descriptors(query, reference, background, pairs, codecs=text, metric=metric, k=3)
+                   for text in (codec, "Flat"))
+    for one, other in zip(near, exact, strict=True):
+        assert one.matches.references.tolist() == other.matches.references.tolist()
+        np.testing.assert_allclose(one.matches.scores, other.matches.scores, atol=2e-3)
+
+
+def test_distances_of_far_and_equal_descriptors_lose_no_digit():
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(8, 6)) + 30).astype(np.float32)
+    q, r = (Descriptors(np.array([f"{side}{i}" for i in range(8)]), vectors) for side in "qr")
+    (row,) = score_descriptors(q, r, None, [("q0", "r0")], metric="l2", score_norms=None, k=8)
+    for a, b, score_ in zip(row.matches.queries, row.matches.references, row.matches.scores):
+        apart = vectors[int(a[1])].astype(np.float64) - vectors[int(b[1])]
+        assert score_ == pytest.approx(-float(apart @ apart), abs=1e-6)
+
+
+def test_lengths_that_differ_are_said_once_a_file(files, tmp_path, capsys):
+    query = case(4)[0]
+    for share, said in ((1, 0), (1.005, 0), (1.02, 1)):
+        scale = np.where(np.arange(len(query)) % 2, share, 1)[:, None]
+        write_descriptors(files["query"], Descriptors(query.names, 3 * scale * query.vectors
+                                                      / np.linalg.norm(query.vectors, axis=1, keepdims=True)))
+        files["ground_truth"].write_text("Q0,R0\n")
+        for metric in ("ip", "cosine", "l2"):
+            score(**files, out=tmp_path / "s", k=3, bootstrap=0, metric=metric)
+            err = capsys.readouterr().err
+            assert err.count("warning") == (said if metric == "ip" else 0)
+            assert not said or metric != "ip" or (
+                f"{files['query']}: lengths of descriptors range from 3 to 3.06, and" in err)
+            written = json.loads((tmp_path / "s" / "metrics.json").read_text())
+            assert written["provenance"]["metric"] == metric
+            with open(tmp_path / "s" / "metrics.csv", newline="", encoding="utf-8") as file:
+                assert next(csv.reader(file)) == COLUMNS
+
+
+def test_names_of_files_and_tables_are_compared_in_nfc(files, tmp_path):
+    query, reference, background, pairs = case(4)
+    for side, one in (("query", query), ("reference", reference)):
+        form = "NFD" if side == "query" else "NFC"
+        names = np.array([unicodedata.normalize(form, f"é{name}") for name in one.names])
+        with h5py.File(files[side], "w") as file:
+            file["vectors"], file["image_names"] = one.vectors, np.array([name.encode() for name in names])
+    write_ground_truth(files["ground_truth"], [(unicodedata.normalize("NFC", f"é{q}"),
+                                                unicodedata.normalize("NFD", f"é{r}")) for q, r in pairs[:6]])
+    (tmp_path / "hard.csv").write_text(unicodedata.normalize("NFC", "éQ9\n"))
+    values = score(**files, out=tmp_path / "s", k=3, bootstrap=0, hard_negatives=tmp_path / "hard.csv")
+    assert values[0]["uAP"] == score_descriptors(query, reference, background, pairs[:6], k=3)[0].metrics.uAP
+
+
+def test_an_id_that_several_pictures_share_is_said_with_them():
+    query, reference, background, _ = case(4)
+    names = np.array([{"R0": "R.jpg", "R1": "R.png"}.get(name, name) for name in reference.names.tolist()])
+    with pytest.raises(UserError, match=r"ids of the ground truth are not in .*: R .*; R may be R.(jpg|png) or "
+                                        r"R.(jpg|png): write which"):
+        score_descriptors(query, Descriptors(names, reference.vectors), background, [("Q0", "R")])
 
 
 def test_rows_come_per_codec_and_norm_and_the_codec_is_applied_to_all():
@@ -313,6 +403,8 @@ def test_copydays_from_descriptor_files(tmp_path, capsys):
     write_descriptors(tmp_path / "stems.h5", distractors)
     with pytest.raises(UserError, match="none of the 4 queries .*is in the block original/.*ids=path"):
         score(**files | {"query": tmp_path / "stems.h5"}, out=tmp_path / "scores", metrics="cd10k")
+    with pytest.raises(UserError, match="metric=cosine: metrics=cd10k goes by L2 distance"):
+        score(**files, out=tmp_path / "scores", metrics="cd10k", metric="cosine")
     with pytest.raises(UserError, match="metrics=map: expected one of disc, cd10k"):
         score(**files, out=tmp_path / "scores", metrics="map")
     with pytest.raises(UserError, match="ground_truth=null: expected the CSV"):
@@ -338,6 +430,7 @@ def test_copydays_measures_what_the_metrics_define():
     ({"codecs": ["PCAW7,Flat"]}, "PCA to 7 dimensions of 6-d"),
     ({"score_norms": ["1.0"]}, "score normalization '1.0' not understood"),
     ({"score_norms": ["1.0[0,30]"]}, "background of at least 31 vectors, got 30"),
+    ({"metric": "euclid"}, "metric=euclid: expected one of ip, cosine, l2"),
     ({"candidates": "all"}, "candidates=all: expected one of per_query, global"),
     ({"k": 0}, "k=0: expected a whole number"),
     ({"background": None}, "background of at least 3 vectors, none was given"),

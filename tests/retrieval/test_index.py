@@ -19,6 +19,7 @@ from rdcd.retrieval.codec import Codec
 from rdcd.retrieval.index import Index, read_about
 from rdcd.retrieval.index_writer import change_index, new_index
 from rdcd.retrieval.score_norm import parse_score_norm
+from rdcd.retrieval.segments import train_faiss
 
 DIM = 8
 MODEL = {"name": "made up", "weights_sha256": "ab" * 32, "dim": DIM, "size": 32, "resize": "square"}
@@ -300,6 +301,74 @@ def test_approximate_indexes_find_most_with_exact_scores(tmp_path: Path, factory
     assert np.array_equal(scores[same], exact[same])  # to the last bit
     recall = read_about(tmp_path / "index")["recall"]
     assert recall == index.recall() and 0.8 < recall["recall_at_10"] <= 1 and recall["queries"] == 200
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "HNSW8_SQ8", "IVF16,Flat"])
+def test_thousands_of_equal_descriptors_hide_no_other_picture(tmp_path: Path, factory: str) -> None:
+    faiss.omp_set_num_threads(1)
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(1200, DIM)).astype(np.float32)
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
+    equal = np.tile(others[:1], (2500, 1))
+    pictures = {f"/{i:05d}": v for i, v in enumerate(np.concatenate([others[:600], equal, others[600:]]))}
+    index = make(tmp_path / "index", pictures, factory=factory)
+    with change_index(tmp_path / "index") as writer:  # a small segment, too
+        index = put(writer, {f"/9{i:04d}": others[0] for i in range(12)})
+    queries = others[1:200]
+    _, exact = index.nearest(queries, 1, exact=True)
+    scores, rows = index.nearest(queries, 1)
+    assert (rows == exact).mean() > 0.98
+    assert np.array_equal(scores[rows == exact], index.nearest(queries, 1, exact=True)[0][rows == exact])
+    scores, rows = index.nearest(others[:1], 2513)  # all of the equal ones, in order of path, each once
+    assert [index.path(row) for row in rows[0]] == sorted(path for path, v in pictures.items()
+                                                          if (v == others[0]).all()) + [f"/9{i:04d}" for i in range(12)]
+    assert index.segments[0].faiss.ntotal == 1200 and index.segments[1].faiss is None
+    recall = read_about(tmp_path / "index")["recall"]
+    assert recall == index.recall() and recall == slow_recall(index, pictures)
+
+
+def slow_recall(index: Index, pictures: dict[str, np.ndarray]) -> dict:
+    """The recall of distinct pictures, by a loop over all of them."""
+    distinct = list({v.tobytes(): v for v in pictures.values()}.values())
+    seen, hits = set(), []
+    for query in index.background:
+        if query.tobytes() in seen or len(seen) == 200:
+            continue
+        seen.add(query.tobytes())
+        products = {v.tobytes(): float(query.astype(np.float64) @ v.astype(np.float64)) for v in distinct}
+        del products[query.tobytes()]
+        nearest = sorted(products, key=products.get)[:-11:-1]
+        large, small = index.segments
+        found = {v.tobytes() for v in (*small.vectors, *large.vectors[large.distinct(query[None], 11)[0]])}
+        hits.append([v in found for v in nearest])
+    return {"queries": len(hits), "recall_at_1": np.mean([hit[0] for hit in hits]),
+            "recall_at_10": np.mean([np.mean(hit) for hit in hits])}
+
+
+def test_an_index_of_one_picture_over_and_over(tmp_path: Path) -> None:
+    index = make(tmp_path / "index", {f"/{i}": np.ones(DIM, np.float32) for i in range(1100)}, factory="HNSW8")
+    assert len(set(index.nearest(np.ones((1, DIM), np.float32), 20)[1][0].tolist())) == 20
+    assert index.recall() == {"queries": 0, "recall_at_1": 1.0, "recall_at_10": 1.0}
+    assert index.segments[0].faiss.ntotal == 1
+
+
+@pytest.mark.parametrize(("factory", "said"), [
+    ("HNSW8_PQ4", "factory=HNSW8_PQ4: faiss builds its IndexHNSWPQ for L2 distances, .*HNSW32_SQ8"),
+    ("NSG8", None),
+    ("IVF4,PQ4x4,RFlat", None), ("SQ8_direct", "factory=SQ8_direct does not rank as an exact search does: on 512 ")])
+def test_factories_rank_by_inner_product_or_are_refused(tmp_path: Path, factory: str, said: str | None) -> None:
+    pictures = {f"/{i:05d}": v for i, v in enumerate(np.random.default_rng(0).normal(size=(1100, DIM))
+                                                     .astype(np.float32))}
+    if said is None:
+        make(tmp_path / "index", pictures, factory=factory)
+    else:
+        with pytest.raises(UserError, match=said):
+            make(tmp_path / "index", pictures, factory=factory)
+        assert not (tmp_path / "index").exists()
+    with pytest.raises(UserError, match="factory=NSG8,PQ4x4: faiss builds its IndexNSGPQ for L2 distances"):
+        train_faiss("NSG8,PQ4x4", np.array(list(pictures.values())), DIM)
+    with pytest.raises(UserError, match="factory=NSG8: faiss cannot hold 1,100 pictures, 1 of them distinct"):
+        make(tmp_path / "one", dict.fromkeys(pictures, np.ones(DIM, np.float32)), factory="NSG8")
 
 
 def test_factories_that_cannot_be_are_refused(tmp_path: Path) -> None:
