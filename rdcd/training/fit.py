@@ -37,6 +37,7 @@ from rdcd.training.module import CopyDetection, Optimization
 from rdcd.training.nonfinite import described
 from rdcd.training.objectives import RDCD
 from rdcd.training.summary import Closing
+from rdcd.training.sync import SyncNorms
 
 LICENCE = "of the training pictures and the teacher's weights"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -197,12 +198,14 @@ def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folde
     plugins: list = [AtomicCheckpointIO(), environment]  # named, as Lightning would guess it, from SLURM's for one
     if settings.precision == "16-mixed":  # by itself, Lightning would take bf16 on a CPU
         precision, plugins = {}, [*plugins, MixedPrecision("16-mixed", device_of(settings))]
+    if spans_processes(settings):
+        plugins.append(SyncNorms())
     try:
         trainer = pl.Trainer(
             plugins=plugins, max_epochs=settings.epochs, default_root_dir=folder, **precision,
             accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
-            strategy=_strategy(objective), sync_batchnorm=settings.sync_batchnorm and device_of(settings) == "cuda",
-            gradient_clip_val=settings.optimization.clip, logger=logger, callbacks=callbacks,
+            strategy=_strategy(objective), gradient_clip_val=settings.optimization.clip, logger=logger,
+            callbacks=callbacks,
             log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
             num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False)
@@ -224,6 +227,11 @@ def _channels_last(settings: TrainerSettings, student: Student) -> bool:
     if settings.channels_last is not None:
         return settings.channels_last
     return not (device_of(settings) == "cpu" and student.architecture["trunk"].startswith("fastvit"))
+
+
+def spans_processes(settings: TrainerSettings) -> bool:
+    """Whether BatchNorm takes its statistics over all processes."""
+    return settings.sync_batchnorm and device_of(settings) == "cuda"
 
 
 def device_of(settings: TrainerSettings) -> str:

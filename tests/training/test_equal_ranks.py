@@ -22,7 +22,7 @@ OBJECTIVES = {"rdcd": partial(RDCD, queue_size=31, momentum=0.5),
               "sscd": partial(SSCD, entropy_weight=2.0, mixup=0.5)}
 
 
-def rank(root, teacher, folder, number, ranks, loss, **changes):
+def rank(root, teacher, folder, number, ranks, loss, *, trunk="test_convnext", **changes):
     """Train as one of several processes, and leave what this one holds at the end."""
     def on_train_end(self):
         torch.save(self.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
@@ -35,7 +35,7 @@ def rank(root, teacher, folder, number, ranks, loss, **changes):
         dist.init_process_group("gloo", init_method=f"file://{folder.parent}/{folder.name}.meeting", rank=number,
                                 world_size=ranks)
     go(root, folder, teacher=TeacherFile(str(teacher)), data={"batch_size": BATCH}, loss=OBJECTIVES[loss],
-       student=partial(Student, trunk="test_convnext", dim=8, kd_dim=None), baselines=[],
+       student=partial(Student, trunk=trunk, dim=8, kd_dim=None), baselines=[],
        trainer=settings(**{"epochs": 3, "devices": ranks, "validate_every": 1, "optimization": Optimization(
            algorithm="sgd", lr=2.0, warmup_epochs=1.0, clip=5.0)} | changes))
 
