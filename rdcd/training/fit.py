@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
-from rdcd.data.views import Augment
+from rdcd.data.views import Augment, Pictures
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import default_device
 from rdcd.evaluation.protocols import Protocol
@@ -38,6 +38,7 @@ from rdcd.training.nonfinite import described
 from rdcd.training.objectives import RDCD
 from rdcd.training.summary import Closing
 from rdcd.training.sync import SyncNorms
+from rdcd.training.witness import Witness
 
 LICENCE = "of the training pictures and the teacher's weights"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -137,8 +138,16 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
     if run.replay is not None:
         print(f"{label}: {described(run.replay, module=module)}")
         return folder / "student.safetensors"
-    checkpoints = folder / "checkpoints"
-    callbacks = [Console(label, global_batch=data.batch_size),
+    checkpoints, path, resize = folder / "checkpoints", folder / "student.safetensors", run.protocol.resize or "square"
+
+    def save(path: Path) -> None:
+        save_student(path, student, size=size, resize=resize,
+                     card={k: v for k, v in card.items() if k in ("training", "licence")}
+                     | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
+                                                            device=device_of(settings))})
+
+    witness = Witness(path, save=save, pictures=Pictures(run.pictures, size=size))
+    callbacks = [witness, Console(label, global_batch=data.batch_size),
                  BadFiles(folder, max_bad_share=data.max_bad_share, epoch=len(modules.sampler()),
                           rank=collectives.rank())]
     if modules.benchmark is not None:
@@ -171,13 +180,8 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
         raise UserError(f"trainer.compile=true: torch could not compile the networks ({reason}); on a CPU it needs a "
                         f"C++ compiler such as g++: install one, or set false; TORCH_LOGS=+inductor says "
                         f"all") from error
-    if collectives.rank() == 0:
-        save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
-                     card={k: v for k, v in card.items() if k in ("training", "licence")}
-                     | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
-                                                            device=device_of(settings))})
-    collectives.first_says(None)  # the file is there for all
-    return folder / "student.safetensors"
+    collectives.first_does(witness.write)
+    return path
 
 
 def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folder: Path, steps: int,
