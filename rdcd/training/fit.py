@@ -63,6 +63,8 @@ class TrainerSettings:
         devices: processes on each machine, as torchrun starts them, one a GPU.
         nodes: machines.
         sync_batchnorm: BatchNorm statistics over the GPUs of all processes; without GPUs each has its own.
+        shuffle_bn: the key encoder's batch is shuffled over processes (METHOD §1), so that its BatchNorm sees keys
+            beside other pictures than the student's sees queries; None: where BatchNorm does not span processes.
     """
 
     epochs: int = 100
@@ -79,6 +81,7 @@ class TrainerSettings:
     devices: int = 1
     nodes: int = 1
     sync_batchnorm: bool = True
+    shuffle_bn: bool | None = None
 
     def __post_init__(self) -> None:
         check_number("trainer.devices", self.devices, 1)
@@ -93,6 +96,9 @@ class TrainerSettings:
         if self.channels_last not in (None, True, False):
             raise UserError(f"trainer.channels_last={self.channels_last}: expected true or false, or null for where it "
                             f"is safe")
+        if self.shuffle_bn not in (None, True, False):
+            raise UserError(f"trainer.shuffle_bn={self.shuffle_bn}: expected true or false, or null for where "
+                            f"trainer.sync_batchnorm is off or without GPUs")
         check_number("trainer.threads", self.threads, 1, null="half the cores")
 
 
@@ -130,7 +136,8 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
     module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
-                           channels_last=_channels_last(settings, student), accumulate=settings.accumulate)
+                           channels_last=_channels_last(settings, student), accumulate=settings.accumulate,
+                           shuffle_seed=run.seed if shuffles(settings) else None)
     module.clock = Clock(device_of(settings))
     if settings.compile:
         for network in module.networks().values():
@@ -236,6 +243,11 @@ def _channels_last(settings: TrainerSettings, student: Student) -> bool:
 def spans_processes(settings: TrainerSettings) -> bool:
     """Whether BatchNorm takes its statistics over all processes."""
     return settings.sync_batchnorm and device_of(settings) == "cuda"
+
+
+def shuffles(settings: TrainerSettings) -> bool:
+    """Whether the key encoder's batch is shuffled over processes, if there are several."""
+    return not spans_processes(settings) if settings.shuffle_bn is None else settings.shuffle_bn
 
 
 def device_of(settings: TrainerSettings) -> str:
