@@ -55,7 +55,7 @@ class TrainerSettings:
         log_every: steps between log lines.
         checkpoint_every: steps between checkpoints, beside those at the ends of epochs; 0: those alone.
         precision: `32-true`, or `bf16-mixed` or `16-mixed` for the networks; losses and norms are fp32 always.
-        compile: networks through `torch.compile`, in place.
+        compile: networks through `torch.compile`, in place; a teacher that is TorchScript stays as it is.
         accumulate: parts that the student computes a batch in, for want of memory; the losses see it whole.
         accelerator: Lightning's, `auto`, `cpu` or `gpu`.
         channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
@@ -140,8 +140,7 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
                            shuffle_seed=run.seed if shuffles(settings) else None)
     module.clock = Clock(device_of(settings))
     if settings.compile:
-        for network in module.networks().values():
-            network.compile()  # in place: names of weights stay as they are
+        module.compile_networks()
     if run.replay is not None:
         print(f"{label}: {described(run.replay, module=module)}")
         return folder / "student.safetensors"

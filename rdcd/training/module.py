@@ -82,10 +82,21 @@ class CopyDetection(pl.LightningModule):
         self.waited = 0.0  # seconds that this process had no batch to work on
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks of a step by name, for what concerns each of them, such as compiling."""
+        """Return the networks of a step by name, for what concerns each of them."""
         keys, teacher = (getattr(self.objective, name, None) for name in ("key_encoder", "teacher"))
         return ({"student": self.student} | ({"key encoder": keys.network} if keys else {})
                 | ({"teacher": teacher.network} if teacher else {}))
+
+    def compile_networks(self) -> None:
+        """Compile every network of a step in place: names of weights stay as they are."""
+        networks = self.networks()
+        if teacher := networks.pop("teacher", None):
+            if any(isinstance(part, torch.jit.ScriptModule) for part in teacher.modules()):
+                print("note: the teacher is TorchScript, which runs as it was traced: it is not compiled", flush=True)
+            else:  # as it is called, for `embed` of a network need not come by its own call
+                networks["teacher"] = self.objective.teacher
+        for network in networks.values():
+            network.compile()
 
     def configure_optimizers(self):
         o = self.optimization
