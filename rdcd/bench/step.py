@@ -113,8 +113,7 @@ def bench_step(*, student: partial | None, loss: Callable[..., nn.Module], data:
             accumulate=trainer.accumulate)
         module.clock = Clock(device)
         if trainer.compile:
-            for network in module.networks().values():
-                network.compile()
+            module.compile_networks()
         turns = Turns(others, watch=watch, console=console)
         lightning = make_trainer(
             settings, objective, folder=Path(folder), steps=total,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -205,6 +206,45 @@ class _Gather(torch.autograd.Function):
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+@torch.no_grad()
+def shuffled(embed: Callable[[Tensor], Tensor], pictures: Tensor, *, seed: tuple[int, ...]) -> Tensor:
+    """Embed pictures in batches that are shuffled over ranks (ShuffleBN, He et al. 2020, §3.3); alone, as they are.
+
+    A rank's BatchNorm then sees its keys beside other pictures than its queries, so that the statistics they would
+    share do not give the positive away. Pictures go to the rank that embeds them, and only there; their descriptors
+    come back.
+
+    Args:
+        embed: pictures [B, …] → descriptors [B, d], in whatever order they are; takes no gradient.
+        pictures: this rank's, [B, …], as many as every other's.
+        seed: of the permutation of the global batch, equal on all ranks.
+
+    Returns:
+        The descriptors of this rank's pictures, in their order.
+    """
+    if world_size() == 1:
+        return embed(pictures)
+    ranks, count = world_size(), len(pictures)
+    mine = slice(rank() * count, (rank() + 1) * count)
+    order = np.random.default_rng(seed).permutation(ranks * count)  # place in the shuffled batch → picture
+    places = np.argsort(order)[mine]  # where this rank's pictures go
+    leaving, coming = (np.bincount(numbers // count, minlength=ranks).tolist() for numbers in (places, order[mine]))
+    sent = torch.from_numpy(np.argsort(places)).to(pictures.device, non_blocking=True)  # by the rank that they go to
+    layout = torch.channels_last if pictures.is_contiguous(memory_format=torch.channels_last) else None
+    received = _exchange(pictures[sent], leaving, coming)
+    descriptors = embed(received.contiguous(memory_format=layout) if layout else received)
+    returned = torch.empty_like(descriptors)
+    returned[sent] = _exchange(descriptors, coming, leaving)
+    return returned
+
+
+def _exchange(rows: Tensor, leaving: list[int], coming: list[int]) -> Tensor:
+    """Send rows to the ranks, so many to each in their order, and return what comes from them."""
+    received = rows.new_empty(sum(coming), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), coming, leaving)
+    return received
 
 
 def gather_objects(value: object) -> list:

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from rdcd import provenance
 from rdcd.data.disc import Benchmark
 from rdcd.data.manifest import Manifest
-from rdcd.data.views import Augment
+from rdcd.data.views import Augment, Pictures
 from rdcd.errors import UserError, check_number
 from rdcd.evaluation.extract import default_device
 from rdcd.evaluation.protocols import Protocol
@@ -37,6 +37,8 @@ from rdcd.training.module import CopyDetection, Optimization
 from rdcd.training.nonfinite import described
 from rdcd.training.objectives import RDCD
 from rdcd.training.summary import Closing
+from rdcd.training.sync import SyncNorms
+from rdcd.training.witness import Witness
 
 LICENCE = "of the training pictures and the teacher's weights"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -53,7 +55,7 @@ class TrainerSettings:
         log_every: steps between log lines.
         checkpoint_every: steps between checkpoints, beside those at the ends of epochs; 0: those alone.
         precision: `32-true`, or `bf16-mixed` or `16-mixed` for the networks; losses and norms are fp32 always.
-        compile: networks through `torch.compile`, in place.
+        compile: networks through `torch.compile`, in place; a teacher that is TorchScript stays as it is.
         accumulate: parts that the student computes a batch in, for want of memory; the losses see it whole.
         accelerator: Lightning's, `auto`, `cpu` or `gpu`.
         channels_last: memory format; None: on, but off for FastViT on a CPU, whose backward crashes torch there.
@@ -61,6 +63,8 @@ class TrainerSettings:
         devices: processes on each machine, as torchrun starts them, one a GPU.
         nodes: machines.
         sync_batchnorm: BatchNorm statistics over the GPUs of all processes; without GPUs each has its own.
+        shuffle_bn: the key encoder's batch is shuffled over processes (METHOD §1), so that its BatchNorm sees keys
+            beside other pictures than the student's sees queries; None: where BatchNorm does not span processes.
     """
 
     epochs: int = 100
@@ -77,6 +81,7 @@ class TrainerSettings:
     devices: int = 1
     nodes: int = 1
     sync_batchnorm: bool = True
+    shuffle_bn: bool | None = None
 
     def __post_init__(self) -> None:
         check_number("trainer.devices", self.devices, 1)
@@ -91,6 +96,9 @@ class TrainerSettings:
         if self.channels_last not in (None, True, False):
             raise UserError(f"trainer.channels_last={self.channels_last}: expected true or false, or null for where it "
                             f"is safe")
+        if self.shuffle_bn not in (None, True, False):
+            raise UserError(f"trainer.shuffle_bn={self.shuffle_bn}: expected true or false, or null for where "
+                            f"trainer.sync_batchnorm is off or without GPUs")
         check_number("trainer.threads", self.threads, 1, null="half the cores")
 
 
@@ -128,16 +136,24 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
     module = CopyDetection(student=student, objective=objective, optimization=settings.optimization,
                            epochs=settings.epochs, steps_per_epoch=steps, global_batch=data.batch_size, card=card,
                            benchmark=modules.benchmark, protocol=run.protocol,
-                           channels_last=_channels_last(settings, student), accumulate=settings.accumulate)
+                           channels_last=_channels_last(settings, student), accumulate=settings.accumulate,
+                           shuffle_seed=run.seed if shuffles(settings) else None)
     module.clock = Clock(device_of(settings))
     if settings.compile:
-        for network in module.networks().values():
-            network.compile()  # in place: names of weights stay as they are
+        module.compile_networks()
     if run.replay is not None:
         print(f"{label}: {described(run.replay, module=module)}")
         return folder / "student.safetensors"
-    checkpoints = folder / "checkpoints"
-    callbacks = [Console(label, global_batch=data.batch_size),
+    checkpoints, path, resize = folder / "checkpoints", folder / "student.safetensors", run.protocol.resize or "square"
+
+    def save(path: Path) -> None:
+        save_student(path, student, size=size, resize=resize,
+                     card={k: v for k, v in card.items() if k in ("training", "licence")}
+                     | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
+                                                            device=device_of(settings))})
+
+    witness = Witness(path, save=save, pictures=Pictures(run.pictures, size=size))
+    callbacks = [witness, Console(label, global_batch=data.batch_size),
                  BadFiles(folder, max_bad_share=data.max_bad_share, epoch=len(modules.sampler()),
                           rank=collectives.rank())]
     if modules.benchmark is not None:
@@ -170,13 +186,8 @@ def fit(run: Run, folder: Path, student: Student, objective: torch.nn.Module, se
         raise UserError(f"trainer.compile=true: torch could not compile the networks ({reason}); on a CPU it needs a "
                         f"C++ compiler such as g++: install one, or set false; TORCH_LOGS=+inductor says "
                         f"all") from error
-    if collectives.rank() == 0:
-        save_student(folder / "student.safetensors", student, size=size, resize=run.protocol.resize or "square",
-                     card={k: v for k, v in card.items() if k in ("training", "licence")}
-                     | {"provenance": provenance.provenance(seed=run.seed, protocol=run.protocol.name,
-                                                            device=device_of(settings))})
-    collectives.first_says(None)  # the file is there for all
-    return folder / "student.safetensors"
+    collectives.first_does(witness.write)
+    return path
 
 
 def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folder: Path, steps: int,
@@ -197,12 +208,14 @@ def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folde
     plugins: list = [AtomicCheckpointIO(), environment]  # named, as Lightning would guess it, from SLURM's for one
     if settings.precision == "16-mixed":  # by itself, Lightning would take bf16 on a CPU
         precision, plugins = {}, [*plugins, MixedPrecision("16-mixed", device_of(settings))]
+    if spans_processes(settings):
+        plugins.append(SyncNorms())
     try:
         trainer = pl.Trainer(
             plugins=plugins, max_epochs=settings.epochs, default_root_dir=folder, **precision,
             accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
-            strategy=_strategy(objective), sync_batchnorm=settings.sync_batchnorm and device_of(settings) == "cuda",
-            gradient_clip_val=settings.optimization.clip, logger=logger, callbacks=callbacks,
+            strategy=_strategy(objective), gradient_clip_val=settings.optimization.clip, logger=logger,
+            callbacks=callbacks,
             log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
             num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False)
@@ -224,6 +237,16 @@ def _channels_last(settings: TrainerSettings, student: Student) -> bool:
     if settings.channels_last is not None:
         return settings.channels_last
     return not (device_of(settings) == "cpu" and student.architecture["trunk"].startswith("fastvit"))
+
+
+def spans_processes(settings: TrainerSettings) -> bool:
+    """Whether BatchNorm takes its statistics over all processes."""
+    return settings.sync_batchnorm and device_of(settings) == "cuda"
+
+
+def shuffles(settings: TrainerSettings) -> bool:
+    """Whether the key encoder's batch is shuffled over processes, if there are several."""
+    return not spans_processes(settings) if settings.shuffle_bn is None else settings.shuffle_bn
 
 
 def device_of(settings: TrainerSettings) -> str:

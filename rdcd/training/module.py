@@ -19,9 +19,9 @@ from rdcd.models.student import Student
 from rdcd.training import collectives
 from rdcd.training.checkpoints import random_state, resettle, restore_random_state
 from rdcd.training.clock import Clock
-from rdcd.training.collectives import gather, gather_objects
+from rdcd.training.collectives import gather, gather_objects, shuffled
 from rdcd.training.nonfinite import asked, check_finite
-from rdcd.training.objectives import Outcome
+from rdcd.training.objectives import Outcome, unshuffled
 from rdcd.training.optim import ALGORITHMS, optimizer_and_schedule
 from rdcd.training.parts import InParts
 from rdcd.training.watch import measured, write_histograms
@@ -61,11 +61,13 @@ class CopyDetection(pl.LightningModule):
         benchmark, protocol: what validation measures; None: no validation.
         channels_last: memory format of pictures and weights.
         accumulate: parts that the student computes a batch in, see `InParts`.
+        shuffle_seed: shuffle keys over ranks, see `shuffled`, every step by this seed and its number; None: do not.
     """
 
     def __init__(self, *, student: Student, objective: torch.nn.Module, optimization: Optimization, epochs: int,
                  steps_per_epoch: int, global_batch: int, card: dict, benchmark: Benchmark | None = None,
-                 protocol: Protocol | None = None, channels_last: bool = False, accumulate: int = 1) -> None:
+                 protocol: Protocol | None = None, channels_last: bool = False, accumulate: int = 1,
+                 shuffle_seed: int | None = None) -> None:
         super().__init__()
         self.student, self.objective = student, objective
         self.optimization, self.card = optimization, card
@@ -73,17 +75,28 @@ class CopyDetection(pl.LightningModule):
         self.benchmark, self.protocol = benchmark, protocol
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        self.accumulate = accumulate
+        self.accumulate, self.shuffle_seed = accumulate, shuffle_seed
         self._extracted: list = []
         self._random_state: dict | None = None
         self.clock = Clock()
         self.waited = 0.0  # seconds that this process had no batch to work on
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks of a step by name, for what concerns each of them, such as compiling."""
+        """Return the networks of a step by name, for what concerns each of them."""
         keys, teacher = (getattr(self.objective, name, None) for name in ("key_encoder", "teacher"))
         return ({"student": self.student} | ({"key encoder": keys.network} if keys else {})
                 | ({"teacher": teacher.network} if teacher else {}))
+
+    def compile_networks(self) -> None:
+        """Compile every network of a step in place: names of weights stay as they are."""
+        networks = self.networks()
+        if teacher := networks.pop("teacher", None):
+            if any(isinstance(part, torch.jit.ScriptModule) for part in teacher.modules()):
+                print("note: the teacher is TorchScript, which runs as it was traced: it is not compiled", flush=True)
+            else:  # as it is called, for `embed` of a network need not come by its own call
+                networks["teacher"] = self.objective.teacher
+        for network in networks.values():
+            network.compile()
 
     def configure_optimizers(self):
         o = self.optimization
@@ -127,7 +140,9 @@ class CopyDetection(pl.LightningModule):
                     batch[name] = on_device.edited(batch[name], batch.pop(edits))
             query, key = self.prepare(batch["query"]), self.prepare(batch["key"])
         student = self.student if self.accumulate == 1 else InParts(self.student, self.accumulate)
-        outcome: Outcome = self.objective(student, query, key, batch["index"], gather, self.clock.part)
+        shuffle = unshuffled if self.shuffle_seed is None else partial(
+            shuffled, seed=(self.shuffle_seed, self.global_step))
+        outcome: Outcome = self.objective(student, query, key, batch["index"], gather, self.clock.part, shuffle)
         self.shown_loss = outcome.total.detach()
         self._check = partial(check_finite, asked(outcome.total), outcome, batch, module=self)
         self._remember = outcome.remember

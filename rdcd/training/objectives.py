@@ -1,9 +1,10 @@
 """What a network is trained for: the losses, with the state they need (METHOD §2, §3).
 
 An objective is a module called once a step with both views; it returns the weighted total and its
-terms. Gathering over ranks is injected: `gather(x)` returns the rows of all ranks in rank order. So is the timing of
-its parts: `momentum` (the key encoder's update and forward), `student`, `teacher`, and `losses`, from descriptors to
-scalars.
+terms. What spans ranks is injected: `gather(x)` returns the rows of all of them in rank order, and
+`shuffle(embed, pictures)` what `embed` gives for pictures, computed among those of other ranks. So is
+the timing of its parts: `momentum` (the key encoder's update and forward), `student`, `teacher`, and
+`losses`, from descriptors to scalars.
 """
 
 from collections.abc import Callable
@@ -26,11 +27,17 @@ from rdcd.training.clock import Part, untimed
 from rdcd.training.mixing import mix_views
 
 Gather = Callable[[Tensor], Tensor]
+Shuffle = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def alone(rows: Tensor) -> Tensor:
     """Gather of a single process: the identity."""
     return rows
+
+
+def unshuffled(embed: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Shuffle of a process that keeps its pictures: none."""
+    return embed(pictures)
 
 
 class Outcome(NamedTuple):
@@ -134,7 +141,7 @@ class RDCD(Unregistered, nn.Module):
             self.student_queue = DescriptorQueue(queue_size, student.dim)
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
-                gather: Gather = alone, part: Part = untimed) -> Outcome:
+                gather: Gather = alone, part: Part = untimed, shuffle: Shuffle = unshuffled) -> Outcome:
         """Compute the loss of one batch.
 
         Args:
@@ -143,11 +150,12 @@ class RDCD(Unregistered, nn.Module):
             pictures: int [B], which picture each row shows.
             gather: rows of all ranks.
             part: times the parts.
+            shuffle: of the keys over ranks.
         """
         if self.contrastive_weight:
             with part("momentum"):
                 self.key_encoder.update(getattr(student, "module", student))
-                keys = self.key_encoder(key).descriptors
+                keys = shuffle(lambda views: self.key_encoder(views).descriptors, key)
         with part("student"):
             embedding = student(query)
         if self.relational_weight:
@@ -227,8 +235,9 @@ class SSCD(nn.Module):
             self.register_buffer("mixing_step", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Callable[[Tensor], Embedding], query: Tensor, key: Tensor, pictures: Tensor,
-                gather: Gather = alone, part: Part = untimed) -> Outcome:
-        """Compute the loss of one batch; arguments as in `RDCD.forward`. Views are mixed in training mode only.
+                gather: Gather = alone, part: Part = untimed, shuffle: Shuffle = unshuffled) -> Outcome:
+        """Compute the loss of one batch; arguments as in `RDCD.forward`. Views are mixed in training mode only; there
+        is no key encoder whose batch would be shuffled.
 
         Raises:
             UserError: several ranks are to mix an odd number of pictures each.

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from tiny_runs import go, rows, settings
+from tiny_runs import RECIPE, go, rows, settings
 
 from rdcd.data.disc import open_benchmark
 from rdcd.evaluation import score as evaluation
@@ -26,7 +26,8 @@ OBJECTIVES = {"rdcd": partial(RDCD, queue_size=31, momentum=0.5),
               "sscd": partial(SSCD, entropy_weight=2.0, mixup=0.5)}
 
 
-def rank(root, teacher, folder, number, ranks, loss, **changes):
+def rank(root, teacher, folder, number, ranks, loss, *, trunk="test_convnext", augment=RECIPE,
+         resume=False, **changes):
     """Train as one of several processes, and leave what this one holds at the end."""
     def on_train_end(self):
         torch.save(self.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
@@ -46,8 +47,9 @@ def rank(root, teacher, folder, number, ranks, loss, **changes):
                        "TORCHELASTIC_RUN_ID": "none"}
         dist.init_process_group("gloo", init_method=f"file://{folder.parent}/{folder.name}.meeting", rank=number,
                                 world_size=ranks)
-    go(root, folder, teacher=TeacherFile(str(teacher)), data={"batch_size": BATCH}, loss=OBJECTIVES[loss],
-       student=partial(Student, trunk="test_convnext", dim=8, kd_dim=None), baselines=[],
+    go(root, None if resume else folder, resume=str(folder) if resume else None, augment=augment,
+       teacher=TeacherFile(str(teacher)), data={"batch_size": BATCH}, loss=OBJECTIVES[loss], baselines=[],
+       student=partial(Student, trunk=trunk, dim=8, kd_dim=None),
        trainer=settings(**{"epochs": 3, "devices": ranks, "validate_every": 1, "optimization": Optimization(
            algorithm="sgd", lr=2.0, warmup_epochs=1.0, clip=5.0)} | changes))
 
@@ -55,6 +57,7 @@ def rank(root, teacher, folder, number, ranks, loss, **changes):
 def processes(root, teacher, folder, ranks, loss, **changes):
     """Train in `ranks` processes; return the run folder and what every rank held at the end."""
     sys.stdout.flush()
+    folder.with_name(f"{folder.name}.meeting").unlink(missing_ok=True)
     children = []
     for number in range(ranks):
         if (child := os.fork()) == 0:
