@@ -134,6 +134,8 @@ class Student(nn.Module):
 def pooled(trunk: nn.Module, pool: nn.Module, pictures: Tensor) -> Tensor:
     """Return the features [B, C] of normalized pictures [B, 3, H, W]; trunk and pool are those of `build_trunk`."""
     maps = trunk(pictures)
+    if isinstance(maps, list):  # of several stages, [B, C, N] each
+        return torch.cat([pool(stage.transpose(1, 2)) for stage in maps], dim=1)
     if maps.ndim == 3:  # tokens of a transformer: the class and register tokens come first
         maps = maps[:, getattr(trunk, "num_prefix_tokens", 0):]
     elif maps.shape[1] != trunk.head_hidden_size:  # some trunks answer [B, H, W, C]
