@@ -194,7 +194,7 @@ def build_trunk(name: str, pretrained: bool | str | Path, *, gem_p: float, pool_
     is left to do is to flatten. A few transformers pool themselves whatever timm is told (CoaT, CrossViT, distilled
     DeiT and PiT): of these the class tokens are taken, and nothing is pooled.
     """
-    options = _options(name, {} if options is None else options, drop_path_rate=drop_path_rate)
+    options = _options(name, {} if options is None else options, pool_first=pool_first, drop_path_rate=drop_path_rate)
     hub = pretrained is True
     try:
         trunk = timm.create_model(name, pretrained=hub, **options)
@@ -205,29 +205,28 @@ def build_trunk(name: str, pretrained: bool | str | Path, *, gem_p: float, pool_
                         f"a local file: student.pretrained=FILE") from error
     if isinstance(pretrained, str | Path):
         load_trunk(trunk, pretrained)
-    place, after = own_pooling(trunk)
-    if "global_pool" in options and not (pool_first and after):
+    if "global_pool" in options:
         return trunk, GeM(gem_p)
-    if not pool_first:
-        raise UserError(f"student.pool_first=false: timm builds {name} only with its own pooling; leave it true")
-    if place:
-        keep = trunk.get_submodule(place)(torch.zeros(1, 1, 1, 1)).ndim == 4
-        trunk.set_submodule(place, GeM(gem_p, keep=keep))
+    place, _ = own_pooling(trunk)
+    if place is not None:
+        place.pool, place.pool_type = GeM(gem_p, keep=True), "gem"  # which it flattens, if its trunk wants that
     return trunk, nn.Flatten()
 
 
-def own_pooling(trunk: nn.Module) -> tuple[str | None, list[nn.Module]]:
-    """Return the name of a timm trunk's pooling, None if that is no module, and the layers with products behind it."""
-    modules = list(trunk.named_modules())  # in the order in which they are called, as far as heads are concerned
-    place = max((i for i, (_, module) in enumerate(modules) if isinstance(module, SelectAdaptivePool2d | GeM)),
-                default=None)
+def own_pooling(trunk: nn.Module) -> tuple[SelectAdaptivePool2d | None, list[nn.Module]]:
+    """Return a timm trunk's pooling, None if that is no module, and the layers with products behind it."""
+    modules = list(trunk.modules())  # of a head in the order in which they are called
+    place = max((i for i, module in enumerate(modules) if isinstance(module, SelectAdaptivePool2d)), default=None)
     if place is None:
         return None, []
-    return modules[place][0], [m for _, m in modules[place:] if isinstance(m, nn.Conv2d | nn.Linear)]
+    return modules[place], [module for module in modules[place:] if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
-def _options(name: str, given: Mapping[str, object], *, drop_path_rate: float) -> dict[str, object]:
-    """Return the options that a timm trunk is made with: those given, and ours as far as it takes them."""
+def _options(name: str, given: Mapping[str, object], *, pool_first: bool, drop_path_rate: float) -> dict[str, object]:
+    """Return the options that a timm trunk is made with: those given, and ours as far as it takes them.
+
+    Without `global_pool` it keeps its own pooling, since layers follow that or it cannot do without.
+    """
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6))
         raise UserError(f"student.trunk={name}: timm has no such model"
@@ -258,6 +257,10 @@ def _options(name: str, given: Mapping[str, object], *, drop_path_rate: float) -
         raise UserError(f"student.trunk={name}: {error}; `timm.list_models()` lists the names") from error
     if any("dynamic_img_size" in inspect.signature(kind.__init__).parameters for kind in type(made).__mro__[:-1]):
         options.setdefault("dynamic_img_size", True)  # else it takes pictures of one size alone
+    if not pool_first and "global_pool" not in options:
+        raise UserError(f"student.pool_first=false: timm builds {name} only with its own pooling; leave it true")
+    if pool_first and own_pooling(made)[1]:
+        options.pop("global_pool", None)
     return options
 
 
