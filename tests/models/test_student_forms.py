@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from authors_checkpoint import settle
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from rdcd import cli
 from rdcd.bench.costs import operations_of
 from rdcd.errors import UserError
 from rdcd.files import sha256
@@ -19,6 +22,7 @@ from rdcd.models.inference import fold_batch_norms, make_embed
 from rdcd.models.off_the_shelf import OffTheShelf
 from rdcd.models.student import Student, reparameterize
 from rdcd.models.weights import load_student, save_student
+from rdcd.training.checkpoints import check_resumable
 
 PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 HEADS = {  # trunk → (maps before its pooling, [B, C] behind it), by its own layers
@@ -108,6 +112,27 @@ def test_weights_of_before_keep_their_form_bit_for_bit(trunk: str, kind: str, tm
         assert torch.equal(student.embed(PICTURES), F.normalize(projector(fc(pooled))))
     again, card = load_student(save_student(tmp_path / "again.safetensors", student, size=64))
     assert torch.equal(again.embed(PICTURES), student.embed(PICTURES)) and "pool_first" not in card["architecture"]
+
+
+def test_a_run_does_not_go_on_in_another_form() -> None:
+    """A checkpoint from before the key, and a run that pools first: weights fit, and it is another network."""
+    student = make("mobilenetv3_small_050")
+    module = SimpleNamespace(card={"training": {}, "architecture": student.architecture}, state_dict=student.state_dict)
+    card = {"training": {}, "architecture": {k: v for k, v in student.architecture.items() if k != "pool_first"}}
+    with pytest.raises(UserError, match="last.ckpt was written at student.pool_first=False, this run has True: contin"):
+        check_resumable({"card": card, "state_dict": student.state_dict()}, module, path=Path("last.ckpt"))
+    check_resumable({"card": module.card, "state_dict": student.state_dict()}, module, path=Path("last.ckpt"))
+
+
+def test_the_configuration_of_an_older_run_keeps_what_it_meant() -> None:
+    node = {"_target_": "rdcd.models.student.Student", "trunk": "mobilenetv3_small_050", "dim": 6, "kd_dim": 10}
+    config = OmegaConf.create({"student": dict(node), "teacher": {"student": dict(node)}})
+    cli._say_what_was_left_unsaid(config)
+    for found in (config.student, config.teacher.student):
+        assert found.pool_first is False and list(found.mean) == list(IMAGENET_DEFAULT_MEAN) and found.timm == {}
+    config = OmegaConf.create({"student": node | {"drop_rate": 0.0, "pool_first": True, "mean": None}, "teacher": None})
+    cli._say_what_was_left_unsaid(config)
+    assert config.student.pool_first is True and config.student.mean is None
 
 
 @pytest.mark.parametrize("trunk", ["mobilenetv3_small_050", "efficientvit_b0"])
