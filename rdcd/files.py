@@ -51,9 +51,9 @@ def check_output(path: str | Path, *, folder: bool = False) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path` atomically."""
+    """Write `text` to `path` atomically, in UTF-8; bytes of file names that are none as `\\udce9`: JSON reads that."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: object) -> None:
