@@ -19,8 +19,8 @@ from rdcd.yamls import choices, slots_of
 ODD = ["Café", "Cafe\u0301", "写真", "📷", "caf\udce9", "2019 (Rome)", "a=b", "epoch=3.ckpt", "0.10", "2024", "007",
        "1e3", "1_000", "nan", "inf", "-1", "Null", "~", "none", "True", "yes", "~/dir", "C:\\x", "C:\\dir\\", "a,b",
        "a, b", ",", "[a]", "[a,b", "a]", "{x: y}", "{", "a$b", "$HOME", "it's", 'say "hi"', "'", "'a' and 'b'", " lead",
-       "trail ", "50%", "%20", "a:b", "#x", "!x", "@x", "a\nb", "a\tb", "\\", "a\\\\'b", "choice(a,b)", "range(3)", "a*?", "+",
-       "a|b", "<a>&;`b`", "", "-"]
+       "trail ", "50%", "%20", "a:b", "#x", "!x", "@x", "a\nb", "a\tb", "\\", "a\\\\'b", "choice(a,b)", "a*?",
+       "range(3)", "+", "a|b", "<a>&;`b`", "", "-"]
 
 
 def composed(command: str, *words: str) -> dict:
