@@ -4,6 +4,7 @@ This is the only file that knows Hydra. Nothing heavy is imported before a comma
 """
 
 import difflib
+import errno
 import hashlib
 import itertools
 import os
@@ -23,6 +24,7 @@ QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 TAKES_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # Hydra's flags that a word follows
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 ITEM = re.compile(rf"\s*({QUOTED}|(?:\[[^\[\]]*\]|[^,\[\]])*?)\s*(,|\Z)", flags=re.S)  # of a list, and what ends it
 SWEEP = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", flags=re.S)
@@ -103,6 +105,9 @@ def _run(command: str, overrides: list[str]) -> int:
                                        f"sets it for another choice; leave out either")) from None
             if isinstance(cause, UserError):
                 raise SystemExit(_fail(str(cause), cause.code)) from None
+            if isinstance(cause, OSError) and (cause.filename or cause.errno in FULL):
+                raise SystemExit(_fail(f"cannot read or write {cause.filename or 'a file'}: {cause.strerror}; look at "
+                                       f"the file, its folder, the space there and your rights to them")) from None
             raise cause or error from None
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from rdcd.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, so that libraries that look at it behave.
+    The temporary name keeps the suffix, so that libraries that look at it behave. The file gets the mode that any new
+    file gets there (0666 less the umask), whatever the library that wrote it gave it.
 
     Args:
         path: the final name; missing parent folders are made.
@@ -23,7 +25,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        partial.touch()  # an empty file tells the mode; reading the umask would change it for other threads
+        mode = stat.S_IMODE(partial.stat().st_mode)
+        partial.unlink()
         yield partial
+        if stat.S_IMODE(partial.stat().st_mode) != mode:  # safetensors writes 0600
+            partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
