@@ -55,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         if "-h" in overrides or "--help" in overrides:
             return _say(_help(command, known[command], overrides))
         return _run(command, overrides)
-    except UserError as error:
-        return _fail(str(error), error.code)
+    except (UserError, OSError, RuntimeError) as error:
+        if said := _for_the_user(error):
+            return _fail(*said)
+        raise
     except KeyboardInterrupt:
         if _first_to_say("interrupted"):
             print("\nrdcd: interrupted", file=sys.stderr)
@@ -95,20 +97,15 @@ def _run(command: str, overrides: list[str]) -> int:
             line = shlex.join(["rdcd", *spelled(command).split(), *words])
             provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
-        except UserError as error:
-            raise SystemExit(_fail(str(error), error.code)) from None
-        except hydra.errors.InstantiationException as error:
-            cause = error.__cause__
+        except (UserError, OSError, RuntimeError, hydra.errors.InstantiationException) as error:
+            cause = error.__cause__ or error if isinstance(error, hydra.errors.InstantiationException) else error
             if isinstance(cause, TypeError) and (key := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
                 place = re.search(r"full_key: (\S+)", str(error))
                 raise SystemExit(_fail(f"{place[1] if place else 'a choice'} takes no key {key[1]!r}: an experiment "
                                        f"sets it for another choice; leave out either")) from None
-            if isinstance(cause, UserError):
-                raise SystemExit(_fail(str(cause), cause.code)) from None
-            if isinstance(cause, OSError) and (cause.filename or cause.errno in FULL):
-                raise SystemExit(_fail(f"cannot read or write {cause.filename or 'a file'}: {cause.strerror}; look at "
-                                       f"the file, its folder, the space there and your rights to them")) from None
-            raise cause or error from None
+            if said := _for_the_user(cause):
+                raise SystemExit(_fail(*said)) from None
+            raise cause from None
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
     with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml, unasked
@@ -320,6 +317,18 @@ def _resumed(config, words: list[str]):
                             f"resumed") from None
     OmegaConf.set_struct(saved, False)
     return OmegaConf.merge(saved, {"resume": str(run), "run_dir": str(run)})
+
+
+def _for_the_user(error: BaseException) -> tuple[str, int] | None:
+    """Return what to say of an error that is the user's to mend, and the exit code; None: it is a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error), error.code
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        return (f"cannot read or write {error.filename or 'a file'}: {error.strerror}; look at the file, its folder, the "
+                f"space there and your rights to them"), 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        return f"cannot read or write: {error}; look at where the links point", 2
+    return None
 
 
 def _say(text: str) -> int:
