@@ -4,7 +4,9 @@ This is the only file that knows Hydra. Nothing heavy is imported before a comma
 """
 
 import difflib
+import errno
 import hashlib
+import itertools
 import os
 import re
 import shlex
@@ -15,17 +17,24 @@ from pathlib import Path
 
 import rdcd
 from rdcd.errors import UserError
+from rdcd.hints import parameters
 from rdcd.yamls import GROUPS, choices, commands, config_dir, entries, option_entries, slots_of, spelled, switches
 
 QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra.sweep.subdir=.",
          "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 TAKES_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # Hydra's flags that a word follows
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+ITEM = re.compile(rf"\s*({QUOTED}|(?:\[[^\[\]]*\]|[^,\[\]])*?)\s*(,|\Z)", flags=re.S)  # of a list, and what ends it
+SWEEP = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", flags=re.S)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (0 done, 1 checks failed, 2 a mistake in the input)."""
     words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # names of files may be bytes that no text has
+        getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
     known = commands()
     if words and words[0] in GROUPS:
         if len(words) == 1 or words[1] in ("-h", "--help", "help"):
@@ -46,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         if "-h" in overrides or "--help" in overrides:
             return _say(_help(command, known[command], overrides))
         return _run(command, overrides)
-    except UserError as error:
-        return _fail(str(error), error.code)
+    except (UserError, OSError, RuntimeError) as error:
+        if said := _for_the_user(error):
+            return _fail(*said)
+        raise
     except KeyboardInterrupt:
         if _first_to_say("interrupted"):
             print("\nrdcd: interrupted", file=sys.stderr)
@@ -70,12 +81,15 @@ def _run(command: str, overrides: list[str]) -> int:
         resume = []  # this line begins the run and continues it
     if resume:  # the run's own configuration takes the other values, not this command's
         values, others = resume, [word for word in values if word not in resume]
-    _check(command, values, multirun=any(flag in ("-m", "--multirun") for flag in flags))
+    multirun = any(flag in ("-m", "--multirun") for flag in flags)
+    configs = _compositions(command, values)
+    typed, values = values, [_as_typed(word, configs, sweep=multirun) for word in values]
+    _check(command, typed, values, multirun=multirun)
 
     def task(config: DictConfig) -> None:
         from rdcd import provenance
 
-        words = HydraConfig.get().overrides.task
+        words = [_retyped(word, configs) for word in HydraConfig.get().overrides.task] if multirun else typed
         try:
             if resume:
                 words, config = [*words, *others], _resumed(config, others)
@@ -83,17 +97,15 @@ def _run(command: str, overrides: list[str]) -> int:
             line = shlex.join(["rdcd", *spelled(command).split(), *words])
             provenance.set_run(command=line, config=OmegaConf.to_container(config, resolve=True))
             hydra.utils.instantiate(config, _convert_="all")
-        except UserError as error:
-            raise SystemExit(_fail(str(error), error.code)) from None
-        except hydra.errors.InstantiationException as error:
-            cause = error.__cause__
+        except (UserError, OSError, RuntimeError, hydra.errors.InstantiationException) as error:
+            cause = error.__cause__ or error if isinstance(error, hydra.errors.InstantiationException) else error
             if isinstance(cause, TypeError) and (key := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
                 place = re.search(r"full_key: (\S+)", str(error))
                 raise SystemExit(_fail(f"{place[1] if place else 'a choice'} takes no key {key[1]!r}: an experiment "
                                        f"sets it for another choice; leave out either")) from None
-            if isinstance(cause, UserError):
-                raise SystemExit(_fail(str(cause), cause.code)) from None
-            raise cause or error from None
+            if said := _for_the_user(cause):
+                raise SystemExit(_fail(*said)) from None
+            raise cause from None
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # our messages are short; a real crash shows its trace
     with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml, unasked
@@ -110,8 +122,87 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     return flags, values
 
 
-def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
-    """Compose once to turn Hydra's refusals into one clear message; of a sweep, its first value."""
+def _compositions(command: str, words: list[str]) -> list[dict]:
+    """Return the configurations, as written, of the slots' choices that are among `words`: several in a sweep."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    chosen = []
+    for slot, _, value in (word.partition("=") for word in words):
+        if slot in slots_of(command):
+            known = [choice for choice in re.findall(r"[\w-]+", value) if choice in choices(slot)]
+            chosen += [[f"{slot}={choice}" for choice in known]] if known else []
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return [OmegaConf.to_container(compose(command, overrides=list(these)), resolve=False)
+                for these in itertools.product(*chosen)]
+
+
+def _kinds(config: dict, key: str) -> frozenset[str]:
+    """Return the types that a key's function takes for it, as `rdcd.hints` writes them; none: it is not known."""
+    *blocks, name = key.lstrip("+").split(".")
+    for block in blocks:
+        config = config.get(block)
+        if not isinstance(config, dict):
+            return frozenset()
+    return parameters(config["_target_"]).get(name, frozenset()) if "_target_" in config else frozenset()
+
+
+def _as_typed(word: str, configs: list[dict], *, sweep: bool) -> str:
+    """Quote what Hydra's grammar would refuse or convert, `images=2019 (Rome)`, of a key that takes text.
+
+    Not touched: `null`, true and false where the key takes them, a value in quotes, and `${key}`. A list is one where
+    the key takes lists; in a sweep a comma separates values.
+
+    Args:
+        word: as typed.
+        configs: see `_compositions`.
+    """
+    key, equals, value = word.partition("=")
+    kinds = frozenset().union(*(_kinds(config, key) for config in configs))
+    if not equals or sweep and SWEEP.fullmatch(value):
+        return word
+    values = _items(value) if sweep else None
+    return f"{key}={','.join(_as_text(item, kinds) for item in ([value] if values is None else values))}"
+
+
+def _as_text(value: str, kinds: frozenset[str]) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    items = _items(value[1:-1]) if value[:1] == "[" and value[-1:] == "]" else None
+    inner = frozenset(kind[1:] for kind in kinds if kind[0] == "[")
+    if items is not None and inner:
+        return f"[{','.join(_as_text(item, inner) for item in items)}]"
+    others = ("null", "true", "false") if "bool" in kinds else ("null",)
+    if not kinds & {"str", "Path"} or kinds & {"int", "float"} or value in others or re.fullmatch(QUOTED, value, re.S):
+        return value
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def _items(text: str) -> list[str] | None:
+    """Split at the commas outside quotes and brackets; None: a bracket is open."""
+    items, place, end = [], 0, ","
+    while text and end:
+        found = ITEM.match(text, place)
+        if found is None:
+            return None
+        items, place, end = [*items, found[1]], found.end(), found[2]
+    return items
+
+
+def _retyped(word: str, configs: list[dict]) -> str:
+    """Return a word of one run of a sweep as it would be typed for that run alone."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    plain = f"{word.partition('=')[0]}={OverridesParser.create().parse_override(word).value()}"
+    return plain if _as_typed(plain, configs, sweep=False) == word else word
+
+
+def _check(command: str, typed: list[str], overrides: list[str], *, multirun: bool) -> None:
+    """Compose once to turn Hydra's refusals into one clear message; of a sweep, its first value.
+
+    Args:
+        typed, overrides: the words as the user wrote them, and as Hydra gets them.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ValueType
@@ -127,16 +218,16 @@ def _check(command: str, overrides: list[str], *, multirun: bool) -> None:
                              else o.input_line for o in OverridesParser.create().parse_overrides(overrides)
                              if o.value_type is not ValueType.GLOB_CHOICE_SWEEP]
             config = compose(command, overrides=overrides, return_hydra_config=False)
+            missing = sorted(OmegaConf.missing_keys(config))  # looks up what ${key} stands for, too
         except (HydraException, OmegaConfBaseException) as error:
             refused = error
     if refused is not None:  # explained outside: the explanation composes, too
-        raise UserError(_explain(command, str(refused), overrides))
+        raise UserError(_explain(command, str(refused), typed))
     known = {key.split(".")[0] for key, _, _ in entries(config_dir() / f"{command}.yaml")}
     known |= {*slots_of(command), "_target_"}
     if unknown := [str(key) for key in config if key not in known]:  # `+key=value` passes struct mode
-        raise UserError(_no_key(command, unknown[0], overrides))
+        raise UserError(_no_key(command, unknown[0], typed))
     _check_switches(config)
-    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"rdcd {spelled(command)} needs {', '.join(f'{key}=…' for key in missing)}; "
                         f"`rdcd {spelled(command)} --help` says what they are")
@@ -150,9 +241,10 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
         group, _, choice = wrong.group(1).rpartition("/")
         return (f"no choice {choice!r} for {group}: expected one of "
                 f"{', '.join(choices(group))}{_did_you_mean(choice, choices(group))}")
+    if first.startswith("Interpolation"):
+        return f"{first}; ${{key}} in a value stands for that of another key"
     if first.startswith("Ambiguous value"):
-        return (f"{first}: a list is key=[value1,value2], one text with a comma in it 'key=\"text,text\"'; --multirun "
-                f"runs every value in turn")
+        return f"{first}: a list is key=[value1,value2]; --multirun runs every value in turn"
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
 
 
@@ -167,6 +259,7 @@ def _no_key(command: str, key: str, overrides: list[str]) -> str:
 def _check_switches(config, *, resolve: bool = False) -> None:
     """Refuse words for true and false: Hydra takes `no` and `off` for text, which counts as true."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     def look(node: object, place: str) -> None:
         if isinstance(node, dict):
@@ -175,7 +268,10 @@ def _check_switches(config, *, resolve: bool = False) -> None:
                     raise UserError(f"{place}{key}={value}: expected true or false")
                 look(value, f"{place}{key}.")
 
-    look(OmegaConf.to_container(config, resolve=resolve), "")
+    try:
+        look(OmegaConf.to_container(config, resolve=resolve), "")
+    except OmegaConfBaseException as error:
+        raise UserError(_explain("", str(error), [])) from None
 
 
 def _resumed(config, words: list[str]):
@@ -202,17 +298,18 @@ def _resumed(config, words: list[str]):
                         f"another of the same settings") from None
     _say_what_was_left_unsaid(saved)
     OmegaConf.set_struct(saved, True)
+    configs = [OmegaConf.to_container(saved)]
     try:
-        overrides = OverridesParser.create().parse_overrides(words)
+        overrides = OverridesParser.create().parse_overrides([_as_typed(word, configs, sweep=False) for word in words])
     except HydraException as error:
         raise UserError(_explain("train", str(error), words)) from None
-    for override in overrides:
+    for word, override in zip(words, overrides):
         key = override.key_or_group
         if (config_dir() / key).is_dir():
-            raise UserError(f"resume={config.resume} continues with the run's own configuration: {override.input_line} "
+            raise UserError(f"resume={config.resume} continues with the run's own configuration: {word} "
                             f"cannot change it; start a new run, or override single keys such as trainer.epochs=20")
         if override.is_delete() or override.is_add() or override.is_sweep_override():
-            raise UserError(f"{override.input_line}: expected key=value; a run that is resumed takes new values for "
+            raise UserError(f"{word}: expected key=value; a run that is resumed takes new values for "
                             f"the keys it has, one each")
         try:
             OmegaConf.update(saved, key, override.value())
@@ -233,6 +330,18 @@ def _say_what_was_left_unsaid(config) -> None:
         if isinstance(node, DictConfig) and str(node.get("_target_", "")).endswith(".Student"):
             if "pool_first" not in node and "drop_rate" not in node:
                 node.update(FORMER | {key: node[key] for key in FORMER if key in node})
+
+
+def _for_the_user(error: BaseException) -> tuple[str, int] | None:
+    """Return what to say of an error that is the user's to mend, and the exit code; None: it is a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error), error.code
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        return (f"cannot read or write {error.filename or 'a file'}: {error.strerror}; look at the file, its folder, "
+                f"the space there and your rights to them"), 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        return f"cannot read or write: {error}; look at where the links point", 2
+    return None
 
 
 def _say(text: str) -> int:

@@ -32,7 +32,7 @@ class BadImage(UserError):
 
 
 def check_path(key: str, value: object, *, null: str | None = None) -> None:
-    """Refuse a setting that is no path: the command line reads a folder's name `2024` as a number.
+    """Refuse a setting that is no path.
 
     Args:
         key: how the user writes the setting.
@@ -43,8 +43,7 @@ def check_path(key: str, value: object, *, null: str | None = None) -> None:
     """
     if isinstance(value, str | Path) and str(value) or value is None and null is not None:
         return
-    advice = f", written {key}=./{value}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
-    raise UserError(f"{key}={value}: expected a path{advice}" + (f", or null for {null}" if null is not None else ""))
+    raise UserError(f"{key}={value}: expected a path" + (f", or null for {null}" if null is not None else ""))
 
 
 def check_number(key: str, value: object, least: float, most: float | None = None, *, whole: bool = True,

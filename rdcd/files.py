@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from rdcd.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, so that libraries that look at it behave.
+    The temporary name keeps the suffix, so that libraries that look at it behave. The file gets the mode that any new
+    file gets there (0666 less the umask), whatever the library that wrote it gave it.
 
     Args:
         path: the final name; missing parent folders are made.
@@ -24,7 +26,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        partial.touch()  # an empty file tells the mode; reading the umask would change it for other threads
+        mode = stat.S_IMODE(partial.stat().st_mode)
+        partial.unlink()
         yield partial
+        if stat.S_IMODE(partial.stat().st_mode) != mode:  # safetensors writes 0600
+            partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -52,9 +59,9 @@ def check_output(path: str | Path, *, folder: bool = False) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path` atomically."""
+    """Write `text` to `path` atomically, in UTF-8; bytes of file names that are none as `\\udce9`: JSON reads that."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -126,7 +126,7 @@ def test_version(capsys) -> None:
     (["score", "k=5"], "rdcd score needs out=…, query=…, reference=…"),
     (["score", "k"], "cannot read k: .*expected key=value"),
     (["score", "codecs=[Flat,"], r"cannot read 'codecs=\[Flat,': .*expected key=value"),
-    (["score", "k=5,10"], "Ambiguous value for argument 'k=5,10': a list is .*'key=\"text,text\"'; --multirun"),
+    (["score", "k=5,10"], "Ambiguous value for argument 'k=5,10': a list is key=.*; --multirun"),
     (["train", "--multirun", "student.dmi=1,2"], "no key 'student.dmi'"),
     (["train", "-m", "loss=rdcd,rdcdd", "student.dmi=1"], "no key 'student.dmi'"),
     (["score", "-m", "k=5,10"], "rdcd score needs out=…, query=…, reference=…"),
@@ -181,7 +181,7 @@ def test_a_commands_own_refusal_exits_with_2(tmp_path: Path, capsys) -> None:
     (["codecs=3"], "codec 3: expected an index-factory string"),
     (["score_norms=3"], "score normalization 3 not understood"),
     (["query=null"], "query=None: expected a path"),
-    (["reference=3"], "reference=3: expected a path"),
+    (["reference=3"], "no descriptor file 3: expected"),
     (["out=null"], "out=None: expected a path"),
     (['codecs=["PCA0,Flat"]'], "a PCA to 0 dimensions")])
 def test_values_of_a_wrong_kind_are_refused(tmp_path: Path, capsys, words: list[str], said: str) -> None:

@@ -107,6 +107,14 @@ def test_the_run_folder_has_its_configuration(place):
     assert left == {"bench", "runs"}  # nothing of Hydra's
 
 
+def test_files_of_a_run_have_the_mode_of_any_new_file(place, tmp_path):
+    (tmp_path / "any").touch()
+    wanted = (tmp_path / "any").stat().st_mode
+    files = [path for path in place.rglob("*") if path.is_file()]
+    assert place / "student.safetensors" in files and place / "checkpoints" / "last.ckpt" in files
+    assert {str(path) for path in files if path.stat().st_mode != wanted} == set()
+
+
 def test_evaluate_repeats_the_table_of_train(place, tmp_path):
     assert rdcd_main("evaluate", f"out={tmp_path}/out", 'protocol.codecs=[Flat,"PCAW4,L2norm,Flat"]',
                      "workers=0", "device=cpu", "protocol.size=32") == 0

@@ -30,7 +30,7 @@ def test_others_are_refused_with_what_was_expected(value, options, said):
 
 
 @pytest.mark.parametrize(("value", "said"), [
-    (2024, "key=2024: expected a path, written key=./2024$"), (None, "key=None: expected a path$"),
+    (2024, "key=2024: expected a path$"), (None, "key=None: expected a path$"),
     (["a"], r"key=\['a'\]: expected a path$"), (True, "key=True: expected a path$"), ("", "key=: expected a path$")])
 def test_what_is_no_path_is_refused(value, said):
     with pytest.raises(UserError, match=said):
@@ -41,7 +41,7 @@ def test_paths_pass(tmp_path):
     check_path("key", "a")
     check_path("key", tmp_path)
     check_path("key", None, null="none")
-    with pytest.raises(UserError, match="expected a path, written key=./3, or null for the default$"):
+    with pytest.raises(UserError, match="expected a path, or null for the default$"):
         check_path("key", 3, null="the default")
 
 

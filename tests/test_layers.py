@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rdcd"
 LEAVES = {"errors", "files", "provenance"}
 LAYERS = {  # part of the package → parts it may import, beside the leaves and itself
     "errors": set(), "files": {"errors"}, "provenance": set(), "__init__": {"library"},
-    "yamls": set(), "losses": set(), "models": set(), "augment": set(), "retrieval": set(),
+    "yamls": set(), "hints": set(), "losses": set(), "models": set(), "augment": set(), "retrieval": set(),
     "data": {"augment"},
     "evaluation": {"models", "data", "retrieval"},
     "training": {"losses", "models", "data", "augment", "retrieval", "evaluation"},
@@ -18,8 +18,8 @@ LAYERS = {  # part of the package → parts it may import, beside the leaves and
     "library": {"models", "data", "retrieval", "evaluation", "collection"},
     "bench": {"losses", "models", "data", "augment", "retrieval", "evaluation", "training"},
     "doctor": {"models"},  # which imports no library before it is tried
-    "cli": {"yamls", "losses", "models", "data", "augment", "retrieval", "evaluation", "training", "export", "bench",
-            "collection"},
+    "cli": {"yamls", "hints", "losses", "models", "data", "augment", "retrieval", "evaluation", "training", "export",
+            "bench", "collection"},
     "__main__": {"cli"},
 }
 OWNERS = {"hydra": {"cli"}, "omegaconf": {"cli"}, "pytorch_lightning": {"training", "bench"}, "lightning": set()}

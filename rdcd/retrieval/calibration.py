@@ -69,26 +69,39 @@ def read_calibration(card: Mapping, codec: str, score_norm: str | None) -> Calib
             entries for each codec and score normalization: `curve` and `references`, see `Calibration`.
     """
     def of_these(key: str) -> list[Mapping]:
-        return [row for row in card.get(key) or () if row.get("codec") == codec and row.get("score_norm") == score_norm]
+        return [row for row in _rows(card, key) if row.get("codec") == codec and row.get("score_norm") == score_norm]
 
     for key in ("calibration", "thresholds"):
         rows = [row for row in of_these(key) if row.get("threshold") is not None]
         if rows:
             about = next(iter(of_these("calibrated")), {}) if key == "calibration" else {}
-            return Calibration(
-                codec, score_norm, tuple(sorted({(float(row["threshold"]), float(row["precision"])) for row in rows})),
-                ", ".join(sorted({str(row.get("benchmark")) for row in rows})),
-                curve=tuple((float(score), float(expected)) for score, expected in about.get("curve") or ()),
-                references=about.get("references"),
-                refused=tuple((float(row["precision"]), str(row["refused"])) for row in of_these(key)
-                              if row.get("threshold") is None and row.get("refused")))
+            try:
+                return Calibration(
+                    codec, score_norm,
+                    tuple(sorted({(float(row["threshold"]), float(row["precision"])) for row in rows})),
+                    ", ".join(sorted({str(row.get("benchmark")) for row in rows})),
+                    curve=tuple((float(score), float(expected)) for score, expected in about.get("curve") or ()),
+                    references=about.get("references"),
+                    refused=tuple((float(row["precision"]), str(row["refused"])) for row in of_these(key)
+                                  if row.get("threshold") is None and row.get("refused")))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"`{key}` of the model's card is damaged ({type(error).__name__}: {error}): copy the "
+                                f"card again, or calibrate anew") from error
     return None
+
+
+def _rows(card: Mapping, key: str) -> Sequence[Mapping]:
+    rows = card.get(key) or []
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"`{key}` of the model's card is no list of rows: copy the card again, or calibrate anew")
+    return rows
 
 
 def calibrated(card: Mapping) -> list[tuple[str, str | None]]:
     """List the (codec, score normalization) pairs that a card has thresholds for."""
-    rows: Sequence[Mapping] = [row for key in ("calibration", "thresholds") for row in card.get(key) or ()]
-    return list(dict.fromkeys((row["codec"], row["score_norm"]) for row in rows if row.get("threshold") is not None))
+    rows: Sequence[Mapping] = [row for key in ("calibration", "thresholds") for row in _rows(card, key)]
+    return list(dict.fromkeys((row["codec"], row.get("score_norm")) for row in rows
+                              if row.get("threshold") is not None and "codec" in row))
 
 
 def recalibrated(card: Mapping, rows: Sequence[Mapping], about: Sequence[Mapping]) -> dict[str, list]:
@@ -101,7 +114,7 @@ def recalibrated(card: Mapping, rows: Sequence[Mapping], about: Sequence[Mapping
         about: of `calibrated`; it has one entry for each codec and score normalization of `rows`.
     """
     new = {(entry["codec"], entry["score_norm"]) for entry in about}
-    return {key: [row for row in card.get(key) or () if (row.get("codec"), row.get("score_norm")) not in new]
+    return {key: [row for row in _rows(card, key) if (row.get("codec"), row.get("score_norm")) not in new]
             + [dict(row) for row in fresh] for key, fresh in (("calibration", rows), ("calibrated", about))}
 
 

@@ -437,13 +437,13 @@ def test_numbered_names(ids: Ids) -> None:
     ({"write_checksums": 3}, "^write_checksums=3: expected a path"), ({"write_checksums": "/"}, "/ is a folder"),
     ({"checksums": "a", "write_checksums": "b"}, "checksums=a and write_checksums=b: one of the two"),
     ({"root": "nowhere"}, "root=nowhere: no such folder"),
-    ({"root": 2024}, "^root=2024: expected a path.*root=./2024"),
+    ({"root": 2024}, "^root=2024: expected a path"),
     ({"layout": ["disc"]}, r"layout=\['disc'\]: expected one of disc"),
     ({"split": ["dev"]}, r"split=\['dev'\]: expected"),
     ({"layout": "pairs", "pairs": 7}, "^pairs=7: expected a path"),
     ({"layout": "pairs", "background": ["a"]}, r"^background=\['a'\]: expected a path"),
     ({"layout": "cd10k", "distractors": False}, "^distractors=False: expected a path"),
-    ({"out": 1}, "^out=1: expected a path.*out=./1"), ({"out": ["a"]}, r"^out=\['a'\]: expected a path")])
+    ({"out": 1}, "^out=1: expected a path"), ({"out": ["a"]}, r"^out=\['a'\]: expected a path")])
 def test_arguments_that_are_not_understood(tmp_path: Path, options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_data(**{"root": tmp_path, **options})

@@ -220,9 +220,9 @@ def test_a_root_that_says_half_is_refused(photos: Path, fill) -> None:
     (["pairs"], {}, r"layout=\['pairs'\]: expected one of disc"),
     ("disc", {"split": ["dev"]}, r"split=\['dev'\]: expected"),
     ("pairs", {"split": ["dev"]}, r"split=\['dev'\]: expected"),
-    ("pairs", {"root": 2024}, "data.root=2024: expected a path.*data.root=./2024"),
+    ("pairs", {"root": 2024}, "data.root=2024: expected a path"),
     ("ndec", {"root": None}, "data.root=None: expected a path"),
-    ("pairs", {"pairs": 7}, "data.pairs=7: expected a path.*data.pairs=./7"),
+    ("pairs", {"pairs": 7}, "data.pairs=7: expected a path"),
     ("pairs", {"background": ["a", "b"]}, "data.background=.*: expected a path"),
     ("cd10k", {"background": ""}, "data.background=: expected a path"),
     ("cd10k", {"distractors": 10000}, "data.distractors=10000: expected a path")])

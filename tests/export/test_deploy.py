@@ -154,7 +154,7 @@ def test_nothing_is_written_unless_descriptors_agree(damage: float, small_studen
     ({"calibration_images": "d"}, "calibration_images=d: format=onnx makes no use of it"),
     ({"calibration_count": 0}, "calibration_count=0: expected a whole number of at least 1"),
     ({"min_cosine": 2}, "min_cosine=2: expected a number of at least -1 and at most 1"),
-    ({"images": 2024}, "images=2024: expected a path, written images=./2024"),
+    ({"images": 2024}, "images=2024: expected a path"),
     ({"resize": "short"}, "format=onnx: a deployed network takes squares"),
     ({"checkpoint": "x.onnx"}, "checkpoint=x.onnx is an exported file"),
 ])
