@@ -95,7 +95,7 @@ stage "rdcd doctor" inside rdcd doctor
 found "as user $(inside id -u)"
 
 stage "sh train.sh experiment=smoke" inside sh train.sh experiment=smoke
-student=$(find "$out/runs" -name student.safetensors)
+student=$(find "$out/runs" -maxdepth 2 -name student.safetensors)
 [ -f "$student" ] || fail "the smoke run left no student.safetensors in $out/runs"
 stranger=$(find "$out/runs" ! -user "$user" | head -n 1)
 [ -z "$stranger" ] || fail "$stranger does not belong to user $user"

@@ -40,7 +40,8 @@ done
 shift 2
 case $1 in
     python) shift; exec "$PYTHON" "$@" ;;
-    sh) [ "$2" != train.sh ] || { mkdir "$runs/one"; echo >"$runs/one/student.safetensors"; }
+    sh) [ "$2" != train.sh ] || { mkdir -p "$runs/one/teacher"; cd "$runs/one"
+        echo >student.safetensors; echo >teacher/student.safetensors; }
         [ "$2" != scripts/test.sh ] || echo "12 passed, 1 skipped in 3.00s" ;;
     id) echo 1000 ;;
 esac
@@ -101,7 +102,7 @@ def test_builds_uses_and_records(machine: Machine) -> None:
     assert [(row["what"], row["found"]) for row in record["rows"]] == [
         ("base image", "localhost/rdcd-base:bookworm, 8.6 GB"), ("image", "8.6 GB, 2 layers made before"),
         ("rdcd doctor", "as user 1000"),
-        ("sh train.sh experiment=smoke", f"1 files of user {os.getuid()} on this machine"),
+        ("sh train.sh experiment=smoke", f"2 files of user {os.getuid()} on this machine"),
         ("sh scripts/test.sh tests/a tests/b", "12 passed, 1 skipped in 3.00s")]
     assert all(isinstance(row["seconds"], int) for row in record["rows"])
     assert record["provenance"]["git_commit"] == "abc123" and record["provenance"]["engine"] == "buildah version 1"
