@@ -5,7 +5,7 @@
 #   sh scripts/container.sh --volume=/etc/pip.conf:/etc/pip.conf:ro   with options of `buildah bud`, for your network
 # As the image's ordinary user USER_ID (1000; under sudo, you): doctor, the smoke run and tests (TESTS="PATH …"), with
 # OUT/runs of this machine mounted. OUT (a new folder under runs/) gets container.log and container.json.
-# The images stay, so that the next build is quick; --no-cache remakes them. `buildah rmi rdcd rdcd-base` removes them.
+# The images stay, so that the next build is quick; `buildah rmi localhost/rdcd localhost/rdcd-base:bookworm` ends that.
 set -eu
 
 say() { printf 'container: %s\n' "$*" >&2; }
@@ -85,7 +85,8 @@ commit=$(git -c safe.directory="$root" -C "$root" rev-parse HEAD 2>/dev/null) &&
     { git -c safe.directory="$root" -C "$root" diff --quiet HEAD || commit=$commit+dirty; } || commit=
 stage "image" buildah bud --layers --isolation=chroot --network=host --build-arg "BASE=$BASE" \
     --build-arg "USER_ID=$user" --build-arg "COMMIT=$commit" "$@" --tag "$image" "$root"
-found "$(size "$image"), $(grep -c '^--> Using cache' "$log" || :) layers made before"
+cached=$(grep -c '^--> Using cache' "$log") && cached=", $cached steps made before" || cached=
+found "$(size "$image")$cached"
 
 container=$(buildah from "$image")
 # In the image, as its user; PIP_NO_INDEX: what is used is what was built.
@@ -102,7 +103,7 @@ stranger=$(find "$out/runs" ! -user "$user" | head -n 1)
 found "$(find "$out/runs" -type f | wc -l) files of user $user on this machine"
 
 # shellcheck disable=SC2086 # a list of paths
-stage "sh scripts/test.sh $tests" inside sh scripts/test.sh $tests
+stage "sh scripts/test.sh $tests" inside sh scripts/test.sh -rs $tests
 found "$(grep -E '^[0-9]+ passed' "$log" | tail -n 1)"
 
 options=

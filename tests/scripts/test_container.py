@@ -94,13 +94,14 @@ def test_builds_uses_and_records(machine: Machine) -> None:
         assert words in build
     inside = [call.split(" -- env PIP_NO_INDEX=1 ")[1] for call in calls if call.startswith("buildah run ")
               and f"--volume {machine.out}/runs:/home/rdcd/work/runs" in call]
-    assert inside[:4] == ["rdcd doctor", "id -u", "sh train.sh experiment=smoke", "sh scripts/test.sh tests/a tests/b"]
+    assert inside[:4] == ["rdcd doctor", "id -u", "sh train.sh experiment=smoke",
+                          "sh scripts/test.sh -rs tests/a tests/b"]
     assert calls[-1] == "buildah rm working"
 
     text = (machine.out / "container.json").read_text()
     record = json.loads(text)
     assert [(row["what"], row["found"]) for row in record["rows"]] == [
-        ("base image", "localhost/rdcd-base:bookworm, 8.6 GB"), ("image", "8.6 GB, 2 layers made before"),
+        ("base image", "localhost/rdcd-base:bookworm, 8.6 GB"), ("image", "8.6 GB, 2 steps made before"),
         ("rdcd doctor", "as user 1000"),
         ("sh train.sh experiment=smoke", f"2 files of user {os.getuid()} on this machine"),
         ("sh scripts/test.sh tests/a tests/b", "12 passed, 1 skipped in 3.00s")]
