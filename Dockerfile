@@ -1,8 +1,10 @@
-# docker build -t rdcd .
+# docker build -t rdcd --build-arg COMMIT="$(git rev-parse HEAD)" .
 # docker build -t rdcd --build-arg BASE=python:3.12-slim .
-# docker run --rm --gpus all --ipc=host -v "$PWD/runs:/home/rdcd/work/runs" rdcd sh train.sh
+# mkdir -p runs benchmarks  # Docker would make them root's
+# docker run --rm --gpus all --ipc=host --user "$(id -u)" -v "$PWD/runs:/home/rdcd/work/runs" \
+#     -v "$PWD/benchmarks:/home/rdcd/work/benchmarks" rdcd sh train.sh
 # The wheels bring the CUDA libraries; a CUDA base adds the check that the host's driver is new enough.
-# Mounted folders must be writable for the image's user: build with --build-arg USER_ID="$(id -u)".
+# Its user is USER_ID; any other works too (--user), and mounted folders must be writable for the one that runs.
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 FROM ${BASE}
 
@@ -15,15 +17,16 @@ ENV DEBIAN_FRONTEND=noninteractive \
     VIRTUAL_ENV=/home/rdcd/venv \
     PATH=/home/rdcd/venv/bin:$PATH
 
-# libmagic1: AugLy looks at file types with it.
+# libmagic1: AugLy looks at file types with it. g++ and Python.h: torch.compile builds with them, on a GPU too.
 # hadolint ignore=DL3008
-RUN set -- libmagic1 \
-    && { python3 -c 'import ensurepip, venv' 2>/dev/null || set -- "$@" python3 python3-venv; } \
+RUN set -- g++ libmagic1 \
+    && { python3 -c 'import ensurepip, os, sysconfig, venv; os.stat(sysconfig.get_path("include") + "/Python.h")' \
+         2>/dev/null || set -- "$@" python3-dev python3-venv; } \
     && apt-get update \
     && apt-get install --yes --no-install-recommends "$@" \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --home-dir "$HOME" --non-unique --uid "$USER_ID" --shell /bin/sh rdcd \
-    && install --directory --owner="$USER_ID" /home/rdcd/work
+    && install --directory --owner="$USER_ID" --mode=1777 "$HOME" "$HOME/work"
 
 USER ${USER_ID}
 WORKDIR /home/rdcd/work
@@ -34,8 +37,11 @@ RUN python3 -m venv "$VIRTUAL_ENV" \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY --chown=rdcd . .
+# Git stays outside; result files name this commit.
+ARG COMMIT=
 RUN PIP_NO_CACHE_DIR=1 sh scripts/setup.sh test \
-    && mkdir -p runs benchmarks
+    && mkdir -m 1777 runs benchmarks \
+    && echo "$COMMIT" >.rdcd-commit
 
 ENTRYPOINT []
 CMD ["sh", "train.sh"]

@@ -196,7 +196,7 @@ def _machine(folder: Path) -> Iterator[Finding]:
     yield Finding("downloaded weights", "ok", f"{sum(path.stat().st_size for path in files) / GIB:.1f} GB in {cache}")
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     yield Finding("C++ compiler", "ok" if compiler else "note", compiler or "none",
-                  "" if compiler else "trainer.compile=true on the CPU and the pdq hash need one: install g++")
+                  "" if compiler else "trainer.compile=true and the pdq hash need one: g++, and Python's headers")
 
 
 def _memory() -> int | None:

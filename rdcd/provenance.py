@@ -27,7 +27,10 @@ def run_config() -> dict | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree this package runs from, `+dirty` if changed, or None."""
+    """Return the commit of the source tree this package runs from, `+dirty` if changed, or None.
+
+    Git says it; a container's image has neither git nor the repository, but a file that its build wrote.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -39,7 +42,8 @@ def git_commit() -> str | None:
 
     # An installed wheel may lie inside some other project's checkout: that commit is not ours.
     if git("ls-files", "--error-unmatch", "provenance.py") is None:
-        return None
+        built = folder.parent / ".rdcd-commit"
+        return (built.read_text(encoding="utf-8").strip() or None) if built.is_file() else None
     commit = git("rev-parse", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no"):
         commit += "+dirty"

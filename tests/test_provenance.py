@@ -104,6 +104,15 @@ def test_no_repository_and_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert provenance.git_commit() is None
 
 
+def test_an_image_names_the_commit_it_was_built_from(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / ".rdcd-commit").write_text("built\n")
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")  # a checkout knows better
+    shutil.rmtree(checkout / ".git")
+    assert provenance.git_commit() == "built"
+    (checkout / ".rdcd-commit").write_text("\n")  # built without saying it
+    assert provenance.git_commit() is None
+
+
 def test_the_commit_is_that_of_the_start(monkeypatch):
     monkeypatch.setattr(provenance, "git_commit", lambda: "first")
     provenance.set_run(command="rdcd train", config=None)

@@ -2,12 +2,14 @@
 
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,15 +43,15 @@ class Views:
 class Training:
     """`sh train.sh …` in a process group of its own, as a terminal has it, and what came of it."""
 
-    def __init__(self, folder: Path, *words: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *words: str, under: Sequence[str] = (), **environment: str) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
         known = {key: value for key, value in os.environ.items()
                  if not key.startswith(("SLURM_", "PET_", "MASTER_", "WORLD_"))}
         known |= {"RDCD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "RDCD_TEST": self.mark}
         self.said = folder / f"said-{self.mark}"
         with open(self.said, "w", encoding="utf-8") as said:
-            self.process = subprocess.Popen(["sh", str(ROOT / "train.sh"), *words], cwd=folder, start_new_session=True,
-                                            stdout=said, stderr=said, env=known | environment)
+            self.process = subprocess.Popen([*under, "sh", str(ROOT / "train.sh"), *words], cwd=folder,
+                                            start_new_session=True, stdout=said, stderr=said, env=known | environment)
 
     def members(self) -> dict[int, str]:
         """Return pid → rank of every process that it started and that lives; loader workers have their rank's."""
@@ -92,9 +94,9 @@ def begin(benchmark_root, tmp_path):
     """Start a training of the tiny benchmark; whatever is left of it is killed in the end."""
     begun = []
 
-    def start(*words, **environment):
+    def start(*words, **how):
         settings = [] if "resume=run" in words else [f"data.root={benchmark_root}", *WORDS]
-        begun.append(Training(tmp_path, *settings, *words, **environment))
+        begun.append(Training(tmp_path, *settings, *words, **how))
         return begun[-1]
 
     yield start
@@ -168,6 +170,15 @@ def test_a_mistake_is_said_once_and_ends_with_its_code(begin):
         assert training.text().count(said) == 1 and "Traceback" not in training.text()
 
 
+def test_a_machine_that_does_not_know_its_own_name_trains(begin):
+    """As in many a container; the processes of one machine must not look for each other by its name."""
+    renamed = ("unshare", "-r", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh")
+    if shutil.which("unshare") is None or subprocess.run([*renamed, "true"], capture_output=True).returncode:
+        pytest.skip("a process cannot have a host name of its own here")
+    training = begin("trainer.devices=2", "data.bathc_size=8", under=renamed)
+    assert training.ended() == 2 and "no key 'data.bathc_size'" in training.text(), training.text()
+
+
 def test_a_sweep_runs_in_the_same_processes_with_a_folder_each(begin, tmp_path):
     training = begin("trainer.devices=2", "trainer.epochs=1", "data.workers=0", "--multirun", "student.dim=8,6")
     assert training.ended() == 0, training.text()
@@ -214,7 +225,8 @@ def test_a_process_that_is_one_of_several_trains_itself(planned):
 
 def test_several_processes_are_started_once_and_never_again(planned):
     line = " ".join(planned(["trainer.devices=4"], {}))
-    assert line == "-m torch.distributed.run --nproc_per_node 4 --max_restarts 0 --standalone -m rdcd train"
+    assert line == ("-m torch.distributed.run --nproc_per_node 4 --max_restarts 0 --standalone --local_addr localhost "
+                    "-m rdcd train")
 
 
 def test_a_resumed_run_keeps_its_number_of_processes(planned, tmp_path, monkeypatch):

@@ -138,6 +138,15 @@ def test_image_copies_what_exists_and_requirements_before_sources() -> None:
     assert {".git", ".venv", "runs", "benchmarks"} <= set(ignored)
 
 
+def test_image_serves_any_user_has_compilers_and_names_its_commit() -> None:
+    system, _, sources = (words for step, words in dockerfile() if step == "RUN")
+    assert "g++" in shlex.split(system) and "python3-dev" in shlex.split(system)
+    assert '--mode=1777 "$HOME" "$HOME/work"' in system and "mkdir -m 1777 runs benchmarks" in sources
+    assert 'echo "$COMMIT" >.rdcd-commit' in sources
+    steps = [(step, words.split("=")[0]) for step, words in dockerfile()]
+    assert steps.index(("ARG", "COMMIT")) > steps.index(("COPY", "--chown"))  # no commit remakes the large layer
+
+
 def test_ci_runs_the_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
