@@ -328,7 +328,7 @@ def _say_what_was_left_unsaid(config) -> None:
 
     for node in (config.get("student"), (config.get("teacher") or {}).get("student")):
         if isinstance(node, DictConfig) and str(node.get("_target_", "")).endswith(".Student"):
-            if "pool_first" not in node and "drop_rate" not in node:
+            if "pool_first" not in node:
                 node.update(FORMER | {key: node[key] for key in FORMER if key in node})
 
 
