@@ -52,7 +52,7 @@ def planned(words: list[str], environment: Mapping[str, str]) -> list[str]:
     if devices * nodes == 1:
         return WORKERS
     line = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices), "--max_restarts", "0"]
-    if nodes == 1:  # by itself torchrun takes this machine's own name, and waits for ever where that leads nowhere
+    if nodes == 1:  # left alone, torchrun takes this machine's own name, and hangs where that leads nowhere
         return [*line, "--standalone", "--local_addr", "localhost", *WORKERS]
     line += ["--nnodes", str(nodes)]
     if "PET_RDZV_BACKEND" not in environment:
