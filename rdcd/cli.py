@@ -200,6 +200,7 @@ def _resumed(config, words: list[str]):
         reason = " ".join(str(error).split())
         raise UserError(f"{run / 'config.yaml'} is damaged ({reason}): start the run again, or copy the file from "
                         f"another of the same settings") from None
+    _say_what_was_left_unsaid(saved)
     OmegaConf.set_struct(saved, True)
     try:
         overrides = OverridesParser.create().parse_overrides(words)
@@ -220,6 +221,18 @@ def _resumed(config, words: list[str]):
                             f"resumed") from None
     OmegaConf.set_struct(saved, False)
     return OmegaConf.merge(saved, {"resume": str(run), "run_dir": str(run)})
+
+
+def _say_what_was_left_unsaid(config) -> None:
+    """Give the students of an older run's configuration the keys that it lacks, as they were then."""
+    from omegaconf import DictConfig
+
+    from rdcd.models.student import FORMER
+
+    for node in (config.get("student"), (config.get("teacher") or {}).get("student")):
+        if isinstance(node, DictConfig) and str(node.get("_target_", "")).endswith(".Student"):
+            if "pool_first" not in node and "drop_rate" not in node:
+                node.update(FORMER | {key: node[key] for key in FORMER if key in node})
 
 
 def _say(text: str) -> int:

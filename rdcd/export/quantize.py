@@ -33,7 +33,7 @@ def write_int8(path: Path, source: Path, *, pictures: Tensor) -> int:
     Weights have a scale a channel and 7 bits: with 8, sums of two products saturate on processors that have AVX2 and no
     VNNI, and descriptors depend on the machine. Activations have a scale a tensor, from the range that calibration saw
     on the average of its batches, since one outlier would coarsen all others. In fp32 stay depthwise convolutions,
-    whose channels differ most and whose work is least, pooling, the last layers and the normalization.
+    whose channels differ most and whose work is least, pooling, all layers behind it and the normalization.
 
     Args:
         source: an fp32 file of `write_onnx`.
@@ -50,7 +50,8 @@ def write_int8(path: Path, source: Path, *, pictures: Tensor) -> int:
     graph = onnx.load(str(source)).graph
     kinds = ("Conv", "MatMul", "Gemm")
     depthwise = {one.name for one in graph.initializer if len(one.dims) == 4 and one.dims[1] == 1}
-    chosen = [node.name for node in graph.node if node.op_type in kinds
+    pooling = max((i for i, node in enumerate(graph.node) if node.op_type == "ReduceMean"), default=len(graph.node))
+    chosen = [node.name for node in graph.node[:pooling] if node.op_type in kinds
               and not any(name in depthwise or name.startswith(_FP32) for name in node.input)]
     with quiet():
         quantize_static(str(source), str(path), _Calibration(pictures), quant_format=QuantFormat.QDQ,

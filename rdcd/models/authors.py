@@ -1,7 +1,8 @@
 """Students that RDCD's authors released: Lightning checkpoints around networks of torchvision and timm (METHOD §8)."""
 
 import argparse
-import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,21 +11,14 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torchvision.models import efficientnet_b0
+from torchvision.models import efficientnet_b0, mobilenet_v3_large
 
 from rdcd.errors import UserError
 from rdcd.models.gem import GeM
 from rdcd.models.student import Student, check_fit, why_unreadable
 
 QUERY_ENCODER = "model.encoder_q."
-EFFICIENTNET = "efficientnet_b0", "backbone.classifier.1", "projector"  # trunk, fc, projector
-FASTVIT = "fastvit_t12", "backbone.head.fc", "projector.0"
 UNUSED = ("model.encoder_k.", "model.queue", "teacher.", "kld.")  # key encoder, queues, teacher: of training alone
-ENDS = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.8.0": "conv_head", "features.8.1": "bn2"}
-BLOCK = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2.fc1": "se.conv_reduce",
-         "2.fc2": "se.conv_expand", "3.0": "conv_pwl", "3.1": "bn3"}
-FIRST_BLOCK = {"0.0": "conv_dw", "0.1": "bn1", "1.fc1": "se.conv_reduce", "1.fc2": "se.conv_expand",
-               "2.0": "conv_pw", "2.1": "bn2"}  # it does not expand
 
 
 class _Inert:
@@ -52,6 +46,31 @@ HARMLESS = [argparse.Namespace] + [_stand_in(name, _Inert) for name in (
     "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")] + [_stand_in(name, _PlainDict) for name in (
         "pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict")]
+
+
+class Architecture(NamedTuple):
+    """What a released student is built of.
+
+    Args:
+        build: makes the backbone, of `num_classes` outputs.
+        pooling, fc, projector: names in the encoder: of the backbone's pooling and of the last layers.
+        trunk, timm: make the same trunk for a `Student`.
+    """
+
+    build: Callable[..., nn.Module]
+    pooling: str
+    fc: str
+    projector: str
+    trunk: str
+    timm: dict[str, object] | None = None
+
+
+ARCHITECTURES = (
+    Architecture(efficientnet_b0, "avgpool", "backbone.classifier.1", "projector", "efficientnet_b0"),
+    Architecture(mobilenet_v3_large, "avgpool", "backbone.classifier.3", "projector", "mobilenetv3_large_100",
+                 {"bn_eps": 1e-3, "bn_momentum": 0.01}),
+    Architecture(partial(timm.create_model, "fastvit_t12"), "head.global_pool", "backbone.head.fc", "projector.0",
+                 "fastvit_t12"))
 
 
 class AuthorsNetwork(nn.Module):
@@ -116,23 +135,20 @@ def authors_student(checkpoint: object, *, path: str | Path) -> AuthorsStudent:
         found = f"its keys begin {', '.join(list(state)[:3])}" if state else "it holds no state_dict"
         raise UserError(f"{path}: {found}; expected student.safetensors, a training checkpoint with its card, or the "
                         f"Lightning checkpoint of RDCD's authors, with {QUERY_ENCODER}*")
-    if "backbone.classifier.3.weight" in encoder:
-        raise UserError(f"{path} holds a MobileNetV3 of torchvision, which pools before its 1280-wide layer, where a "
-                        f"student's trunk has that layer inside: no conversion gives equal descriptors; train one "
-                        f"with student=mobilenetv3")
-    trunk, fc, projector = EFFICIENTNET if "backbone.features.0.0.weight" in encoder else FASTVIT
-    outputs = [encoder[name].shape[:1] for name in (f"{fc}.weight", f"{projector}.weight") if name in encoder]
+    kind = next((one for one in ARCHITECTURES if f"{one.fc}.weight" in encoder), ARCHITECTURES[-1])
+    outputs = [encoder[f"{name}.weight"].shape[:1] for name in (kind.fc, kind.projector) if f"{name}.weight" in encoder]
     if sum(map(len, outputs)) < 2:
-        raise UserError(f"{path} holds no {fc}.weight or no {projector}.weight under {QUERY_ENCODER}: expected an "
-                        f"EfficientNet-B0 or FastViT-T12 student of RDCD's authors; its keys begin "
-                        f"{', '.join(list(encoder)[:3])}")
+        raise UserError(f"{path} holds no {kind.fc}.weight or no {kind.projector}.weight under {QUERY_ENCODER}: "
+                        f"expected an EfficientNet-B0, MobileNetV3-Large or FastViT-T12 student of RDCD's authors; its "
+                        f"keys begin {', '.join(list(encoder)[:3])}")
     (kd_dim,), (dim,) = outputs
     gem_p = _gem_p(checkpoint)
-    network = _network(trunk, kd_dim, dim, gem_p=gem_p)
-    check_fit(network.state_dict(), encoder, path=path, what=f"the authors' {trunk} student")
-    student = Student(trunk=trunk, kd_dim=kd_dim, dim=dim, gem_p=gem_p)
+    network = _network(kind, kd_dim, dim, gem_p=gem_p)
+    check_fit(network.state_dict(), encoder, path=path, what=f"the authors' {kind.trunk} student")
     network.load_state_dict(encoder)
-    student.load_state_dict({_our_name(name): value for name, value in encoder.items()})
+    student = Student(trunk=kind.trunk, kd_dim=kd_dim, dim=dim, gem_p=gem_p, timm=kind.timm,
+                      mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    student.load_state_dict(_renamed(network.state_dict(), student.state_dict()))
     unknown = [name for name in state if not name.startswith((QUERY_ENCODER, *UNUSED))]
     return AuthorsStudent(network.eval(), student.eval(), unknown)
 
@@ -144,26 +160,16 @@ def _gem_p(checkpoint: dict) -> float:
     return getattr(args, "pool_param", 3.0)
 
 
-def _network(trunk: str, kd_dim: int, dim: int, *, gem_p: float) -> AuthorsNetwork:
-    if trunk == EFFICIENTNET[0]:
-        backbone = efficientnet_b0(num_classes=kd_dim)
-        backbone.avgpool = GeM(gem_p)
-        return AuthorsNetwork(backbone, nn.Linear(kd_dim, dim))
-    backbone = timm.create_model(trunk, num_classes=kd_dim)
-    backbone.head.global_pool = GeM(gem_p)
-    return AuthorsNetwork(backbone, nn.Sequential(nn.Linear(kd_dim, dim)))
+def _network(kind: Architecture, kd_dim: int, dim: int, *, gem_p: float) -> AuthorsNetwork:
+    backbone, projector = kind.build(num_classes=kd_dim), nn.Linear(kd_dim, dim)
+    backbone.set_submodule(kind.pooling, GeM(gem_p))
+    return AuthorsNetwork(backbone, projector if kind.projector == "projector" else nn.Sequential(projector))
 
 
-def _our_name(name: str) -> str:
-    """The name in `Student` of a weight in `AuthorsNetwork`; torchvision's EfficientNet-B0 becomes timm's."""
-    module, _, leaf = name.removeprefix("backbone.").rpartition(".")
-    if module in ("projector", "projector.0"):
-        return f"projector.{leaf}"
-    if module in ("classifier.1", "head.fc"):
-        return f"fc.{leaf}"
-    if module in ENDS:
-        return f"trunk.{ENDS[module]}.{leaf}"
-    if block := re.fullmatch(r"features\.(\d)\.(\d+)\.block\.(.+)", module):
-        stage = int(block[1]) - 1
-        return f"trunk.blocks.{stage}.{block[2]}.{(BLOCK if stage else FIRST_BLOCK)[block[3]]}.{leaf}"
-    return f"trunk.{module}.{leaf}"
+def _renamed(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a network the names of the same network built elsewhere.
+
+    Both list their layers from the image to the descriptor, so the n-th tensor of one is the n-th of the other; a
+    linear layer of torchvision may be a 1 × 1 convolution of timm.
+    """
+    return {name: value.reshape(own.shape) for (name, own), value in zip(ours.items(), theirs.values(), strict=True)}

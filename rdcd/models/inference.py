@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rdcd.errors import UserError
 from rdcd.models.exported import OnnxDescriptor
+from rdcd.models.gem import GeM
 
 PRECISIONS = ("fp32", "bf16")
 Embed = Callable[[Tensor], Tensor]
@@ -68,7 +69,7 @@ def make_embed(network: nn.Module, *, device: str, precision: str = "fp32",
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, name)
+        return isinstance(module, nn.Conv2d | nn.BatchNorm2d | GeM) or super().is_leaf_module(module, name)
 
 
 def fold_batch_norms(network: nn.Module) -> int:

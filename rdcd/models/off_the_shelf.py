@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdcd.models.gem import GeM
 from rdcd.models.student import build_trunk, pooled
 
 
@@ -24,7 +23,7 @@ class OffTheShelf(nn.Module):
 
     def __init__(self, trunk: str, *, pretrained: bool | str | Path = True, gem_p: float = 3.0) -> None:
         super().__init__()
-        self.trunk, self.pool = build_trunk(trunk, pretrained), GeM(gem_p)
+        self.trunk, self.pool = build_trunk(trunk, pretrained, gem_p=gem_p)
         card = self.trunk.pretrained_cfg
         self.dim = self.trunk.head_hidden_size
         self.size = card.get("test_input_size", card["input_size"])[-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path, sha256, write_json
-from rdcd.models.student import Student, check_fit, is_safetensors, read_weights, why_unreadable
+from rdcd.models.student import FORMER, Student, check_fit, is_safetensors, read_weights, why_unreadable
 
 FORMAT = "rdcd-student-1"
 
@@ -131,7 +131,7 @@ def _from_checkpoint(path: Path) -> tuple[Student, dict]:
 
 def _build(architecture: dict, state: dict[str, Tensor], path: Path) -> Student:
     try:
-        student = Student(**architecture)
+        student = Student(**FORMER | architecture)
     except TypeError as error:
         raise UserError(f"the card of {path} describes no student ({error}): copy the card again") from error
     check_fit(student.state_dict(), state, path=path, what=f"the {student.architecture['trunk']} its card describes")

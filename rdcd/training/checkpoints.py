@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
-from rdcd.models.student import check_fit
+from rdcd.models.student import FORMER, check_fit
 from rdcd.models.weights import read_checkpoint
 from rdcd.training.optim import schedule_factor
 
@@ -120,3 +120,8 @@ def check_resumable(checkpoint: dict, module: LightningModule, *, path: Path) ->
                             f"with the former, or start a new run")
     check_fit(module.state_dict(), checkpoint["state_dict"], path=path,
               what="this run's networks and queues (student.*, loss.queue_size)")
+    former, here = (FORMER | one["architecture"] for one in (checkpoint["card"], module.card))
+    for key in FORMER:
+        if former[key] != here[key]:
+            raise UserError(f"{path} was written at student.{key}={former[key]}, this run has {here[key]}: continue "
+                            f"with the former, or start a new run")

@@ -17,7 +17,8 @@ from rdcd.models.authors import AuthorsStudent, authors_student, read_lightning
 GENERATOR = torch.Generator().manual_seed(1)
 PICTURES = {size: torch.rand(3, 3, size, size, generator=GENERATOR) ** torch.tensor([0.3, 1, 3]).view(3, 1, 1, 1)
             for size in (64, 96)}
-PROJECTORS = {"efficientnet_b0": "projector", "fastvit_t12": "projector.0"}
+PROJECTORS = {"efficientnet_b0": "projector", "mobilenet_v3_large": "projector", "fastvit_t12": "projector.0"}
+FCS = {"efficientnet_b0": "classifier.1", "mobilenet_v3_large": "classifier.3", "fastvit_t12": "head.fc"}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,12 @@ def by_hand(network: str, state: dict[str, Tensor], pictures: Tensor, p: float =
     mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     normalized = torch.stack([(pictures[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     with torch.no_grad():
-        maps = module.features(normalized) if network == "efficientnet_b0" else module.forward_features(normalized)
+        maps = module.forward_features(normalized) if network == "fastvit_t12" else module.features(normalized)
         pooled = (maps.clamp(min=1e-6) ** p).mean(dim=(2, 3)) ** (1 / p)
-        fc = "classifier.1" if network == "efficientnet_b0" else "head.fc"
+        if network == "mobilenet_v3_large":  # 960 → 1280 behind the pooling
+            wide = pooled @ encoder["backbone.classifier.0.weight"].T + encoder["backbone.classifier.0.bias"]
+            pooled = wide * (wide + 3).clamp(0, 6) / 6
+        fc = FCS[network]
         feature = pooled @ encoder[f"backbone.{fc}.weight"].T + encoder[f"backbone.{fc}.bias"]
         projector = PROJECTORS[network]
         projected = feature @ encoder[f"{projector}.weight"].T + encoder[f"{projector}.bias"]
@@ -91,21 +95,25 @@ def test_keys_beside_the_encoders_are_told(states: dict) -> None:
 def test_weights_that_do_not_fit_are_listed(states: dict, network: str) -> None:
     state = dict(states[network])
     body = {"efficientnet_b0": "backbone.features.2.0.block.3.0.weight",
+            "mobilenet_v3_large": "backbone.features.4.block.2.fc1.weight",
             "fastvit_t12": "backbone.stages.0.blocks.0.mlp.fc1.weight"}[network]
     del state[f"model.encoder_q.{body}"]
     state["model.encoder_q.backbone.extra"] = torch.zeros(1)
     state[f"model.encoder_q.{PROJECTORS[network]}.bias"] = torch.zeros(9)
     with pytest.raises(UserError) as error:
         convert(state)
-    assert str(error.value).startswith(f"released.ckpt does not fit the authors' {network} student: ")
+    trunk = {"mobilenet_v3_large": "mobilenetv3_large_100"}.get(network, network)
+    assert str(error.value).startswith(f"released.ckpt does not fit the authors' {trunk} student: ")
     for said in (f"1 missing ({body})", "1 unexpected (backbone.extra)",
                  f"1 misshaped ({PROJECTORS[network]}.bias (9,) for (8,))"):
         assert said in str(error.value)
 
 
-def test_mobilenet_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match="MobileNetV3 of torchvision, which pools before its 1280-wide layer"):
-        convert(authors_state(network="mobilenet_v3_large", kd_dim=24, dim=8))
+def test_a_mobilenet_is_built_as_published(states: dict) -> None:
+    student = convert(states["mobilenet_v3_large"]).student
+    assert student.architecture["timm"] == {"bn_eps": 1e-3, "bn_momentum": 0.01}
+    assert student.architecture["pool_first"] is True
+    assert {(m.eps, m.momentum) for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {(1e-3, 0.01)}
 
 
 @pytest.mark.parametrize(("checkpoint", "said"), [

@@ -95,6 +95,15 @@ def test_muon_continues_like_the_others(benchmark_root, plain_run, tmp_path):
     assert not same_weights(whole, plain_run)
 
 
+def test_dropout_and_stochastic_depth_go_on_with_the_same_draws(benchmark_root, plain_run, tmp_path):
+    student = partial(Student, trunk="efficientnet_b0", dim=8, kd_dim=None, drop_rate=0.2, drop_path_rate=0.2)
+    options = {"teacher": TeacherFile(str(plain_run / "teacher")), "student": student, "trainer": settings(epochs=2)}
+    whole = go(benchmark_root, tmp_path / "whole", **options)
+    with pytest.raises(ZeroDivisionError):
+        go(benchmark_root, tmp_path / "cut", augment=Breaks(VIEWS + 20), **options)
+    assert same_weights(whole, go(benchmark_root, resume=str(tmp_path / "cut"), **options))
+
+
 @pytest.mark.parametrize("algorithm", ["sgd", "adamw", "muon"])
 def test_a_resumed_run_takes_the_settings_it_is_given(benchmark_root, plain_run, tmp_path, algorithm):
     """Lightning alone would go on with the optimizer settings of the checkpoint."""
