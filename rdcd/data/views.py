@@ -139,8 +139,8 @@ class Pictures(Dataset):
     Args:
         pictures: which.
         size: side in pixels.
-        resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept): the long side is
-            cut to a whole pixel as torchvision's `Resize(size)` does, the short one rounded.
+        resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept). Of `short`,
+            the long side is cut to a whole pixel, as by torchvision's `Resize(size)`; of `long`, the short is rounded.
         decode: `exact`, whole; `reduced`, a JPEG at the smallest scale at which either side is still at least twice
             `size`, before it is resized to the same shape as ever: nearer to `size`, the coarser pixels would show.
         bucket: where the aspect is kept, round the other side to a multiple of this, so that more pictures have one

@@ -56,4 +56,5 @@ def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = Non
     negatives = logits.masked_fill(same, MASKED).logsumexp(dim=1, keepdim=True)
     terms = F.softplus(negatives - logits).masked_fill(~positive, 0.0)
     info_nce = (terms.sum(dim=1) / positive.sum(dim=1)).mean()
-    return info_nce, entropy_weight * koleo_loss(descriptors, others, same=same, epsilon=entropy_epsilon, form=entropy_form)
+    entropy = koleo_loss(descriptors, others, same=same, epsilon=entropy_epsilon, form=entropy_form)
+    return info_nce, entropy_weight * entropy

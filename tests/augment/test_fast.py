@@ -66,7 +66,8 @@ def test_drawn_steps_are_those_of_the_plain_call(builder) -> None:
 def test_turns_and_crops_are_exact_but_for_rounding(before, shape) -> None:
     picture, between = PICTURES[0].crop((0, 0, *shape)), sum(shape) % 2  # pixels of the frame lie between those turned
     boxes = [(x, y, x + SIDE, y + SIDE) for x, y in ((5, 9), (shape[0] - SIDE, shape[1] - SIDE), (30, 20))]
-    for box in (*boxes, (3, 7, 125, 99), (0, 0, *shape), (30, 40, 70, 69), (0, 60, 20, 90)):  # reduced, whole, enlarged
+    resized = [(3, 7, 125, 99), (0, 0, *shape), (30, 40, 70, 69), (0, 60, 20, 90)]
+    for box in (*boxes, *resized):
         drawn = [*before, steps.Resized(box, SIDE)]
         apart = np.abs(shortly(picture, drawn).astype(int) - plainly(picture, drawn)).max(axis=-1)
         if before[:1] == [steps.Mirrored()] and between:  # Pillow counts one of two opposite edges as inside
