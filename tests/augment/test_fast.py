@@ -99,7 +99,8 @@ EMOJI = steps.Emoji(assets.emoji_files()[10], 90, 0.9, (60, 50))
 CASES = {  # steps, largest mean distance from the plain pixels; leaving the step out is at least twice as far
     "crop": ([CROP], 0.5), "text": ([text(), CROP], 1.0), "emoji": ([steps.Mirrored(), EMOJI, CROP], 1.0),
     "emoji, turn": ([steps.QuarterTurned(3), EMOJI, CROP], 1.0),
-    "turn, rotation": ([steps.QuarterTurned(1), steps.Rotated(31), CROP], 4.0), "rotation": ([steps.Rotated(31), CROP], 4.0),
+    "turn, rotation": ([steps.QuarterTurned(1), steps.Rotated(31), CROP], 4.0),
+    "rotation": ([steps.Rotated(31), CROP], 4.0),
     "emoji, rotation": ([EMOJI, steps.Rotated(200), CROP], 4.0),
     **{name: ([CROP, steps.Jittered(((name, value),))], bound) for name, value, bound in (
         ("brightness", 1.5, 0.6), ("contrast", 0.4, 0.6), ("saturation", 1.7, 0.8), ("hue", 0.15, 2.0))},
