@@ -13,7 +13,7 @@ COMMANDS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 def tree(path: Path) -> dict:
     """The content of a YAML."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def leaves(value: dict, prefix: str = "") -> Iterator[str]:

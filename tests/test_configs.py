@@ -14,12 +14,13 @@ import torch
 from config_files import COMMANDS, CONFIGS, leaves, tree
 from omegaconf import OmegaConf
 
-from rdcd import cli
+from rdcd import cli, yamls
 from rdcd.models.student import Student
 from rdcd.models.teacher import Teacher
 
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
-OPTIONS = [path for path in YAMLS if path.parent != CONFIGS]
+OPTIONS = [path for path in YAMLS if path.parent.parent == CONFIGS]
+PUBLISHED = [path for path in YAMLS if path.parent.parent == CONFIGS / "fidelity"]  # of one choice of a slot each
 
 
 def name(path: Path) -> str:
@@ -62,12 +63,13 @@ def test_every_key_is_explained_in_its_line(path: Path) -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("path", [path for path in OPTIONS if inherits(path)], ids=name)
+@pytest.mark.parametrize("path", [path for path in (*OPTIONS, *PUBLISHED) if inherits(path)], ids=name)
 def test_keys_of_an_heir_are_explained_elsewhere(path: Path) -> None:
     if everywhere(path):
         known = set(cli._keys("train"))
         for option in OPTIONS:
             known |= {f"{option.parent.name}.{key}" for key in leaves(tree(option))}
+        known |= {key for key in leaves(tree(path)) if key.startswith("student.timm.")}  # options of another library
     else:
         known = {key for base in tree(path)["defaults"] for key in leaves(tree(path.parent / f"{base}.yaml"))}
     known |= {key.rpartition(".")[0] for key in known}  # a block may be replaced by null
@@ -113,6 +115,25 @@ def test_every_option_composes_and_its_targets_take_its_keys(option: Path) -> No
     assert using(option), "no command has this slot"
     for command in using(option):
         check_targets(OmegaConf.to_container(compose_with(option, command), resolve=True), command)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
+def test_what_belongs_to_a_choice_is_set_with_it_alone(path: Path) -> None:
+    slot, choice = path.parent.name, path.stem.removeprefix("published_")
+    assert choice in yamls.choices(slot)
+    given = [f"{slot}={choice}", *(["student.trunk=test_efficientnet"] if slot == "loss" else [])]
+    published, ours = (OmegaConf.to_container(compose("train", *given, *words)[slot])
+                       for words in (["fidelity=published"], []))
+    values = tree(path)[slot] if slot in tree(path) else tree(path.with_name(f"{tree(path)['defaults'][0]}.yaml"))[slot]
+    assert published | values == published != ours
+    key = next(iter(values))
+    assert compose("train", *given, "fidelity=published", f"{slot}.{key}=7")[slot][key] == 7  # the user's word is last
+
+
+@pytest.mark.parametrize("loss", [path.stem for path in sorted((CONFIGS / "loss").glob("*.yaml"))])
+def test_every_loss_has_a_published_form(loss: str) -> None:
+    form = "entropy_form" if loss == "sscd" else "hard_negative_form"
+    assert compose("train", f"loss={loss}", "fidelity=published").loss[form] == "clamp"
 
 
 def part(option: Path, *overrides: str):

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+import timm
 from config_files import CONFIGS
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from rdcd.cli import main
 
@@ -17,6 +19,12 @@ RDCD = {  # experiment → trunk, dim, teacher, pretrained
     "rdcd_fastvit_t12_256": ("fastvit_t12", 256, "sscd_disc_mixup", True),
     "rdcd_effb0_256_resnext101": ("efficientnet_b0", 256, "sscd_disc_large", False),
     "rdcd_effb0_256_dino_vitb8": ("efficientnet_b0", 256, "dino_vitb8", False),
+}
+NETWORK = {  # trunk → init, drop_rate, drop_path_rate, timm, zero_init_residual
+    "efficientnet_b0": ("efficientnet", 0.2, 0.2, None, False),
+    "mobilenetv3_large_100": ("mobilenetv3", 0.2, 0.0, {"bn_eps": 1e-3, "bn_momentum": 0.01}, False),
+    "fastvit_t12": ("timm", 0.0, 0.0, None, False),
+    "resnet50": ("sscd", 0.0, 0.0, None, True),
 }
 SSCD = {"sscd_effb0_512": ("efficientnet_b0", 10.0, False), "sscd_r50_512": ("resnet50", 30.0, True)}
 PUBLISHED = [*RDCD, *SSCD, "dino_vitb16_1536"]
@@ -33,7 +41,13 @@ def values(section, *keys):
 
 
 def check_common(config):
-    assert config["augment"] == {"_target_": "rdcd.augment.recipes.advanced", "size": 224, "path": "fast",
+    student = config["student"]
+    assert values(student, "init", "drop_rate", "drop_path_rate", "timm", "zero_init_residual") == NETWORK[
+        student["trunk"]]
+    assert values(student, "pool_first", "mean", "std") == (True, None, None)  # None: the trunk's own, which are
+    own = timm.get_pretrained_cfg(student["trunk"])
+    assert (own.mean, own.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert config["augment"] == {"_target_": "rdcd.augment.recipes.advanced", "size": 224, "path": "plain",
                                  "device": None}
     assert values(config["data"], "size", "test_size", "synthetic") == (224, 288, None)
     trainer = config["trainer"]
@@ -48,14 +62,16 @@ def test_rdcd(experiment):
     check_common(config)
     student, loss, trainer = config["student"], config["loss"], config["trainer"]
     assert (*values(student, "trunk", "dim"), config["teacher"]["name"], student["pretrained"]) == RDCD[experiment]
-    assert values(student, "kd_dim", "gem_p", "zero_init_residual") == (None, 3.0, False)  # kd_dim: the teacher's
+    gem_p = 4.0 if experiment.endswith("dino_vitb8") else 3.0  # the published code has one exponent for both networks
+    assert values(student, "kd_dim", "gem_p") == (None, gem_p)  # kd_dim: the teacher's
     assert values(trainer["optimization"], "algorithm", "lr") == ("sgd", 1.0)
     batch = config["data"]["batch_size"]
     assert batch == 256 and 1_000_000 // batch * trainer["epochs"] == 390_600
     assert values(loss, "queue_size", "momentum", "temperature", "contrastive_weight", "hard_negative_weight",
                   "relational_weight", "student_temperature", "teacher_temperature", "hard_negative_epsilon",
-                  "batch_negatives", "append_batch", "append_own") == (
-        65_536, 0.99, 0.07, 1.0, 5.0, 1.0, 0.04, 0.04, 1e-3, False, False, False)
+                  "batch_negatives", "append_batch", "append_own", "hard_negative_form",
+                  "teacher_train_mode") == (
+        65_536, 0.99, 0.07, 1.0, 5.0, 1.0, 0.04, 0.04, 1e-3, False, False, False, "clamp", True)
 
 
 @pytest.mark.parametrize("experiment", SSCD)
@@ -67,6 +83,7 @@ def test_sscd(experiment):
     assert values(student, "dim", "kd_dim", "pretrained", "gem_p") == (None, 512, False, 3.0)
     assert values(loss, "temperature", "mixup", "mixup_alpha", "cutmix_alpha", "switch_probability") == (
         0.05, 0.05, 2.0, 2.0, 0.5)
+    assert values(loss, "entropy_form", "entropy_epsilon") == ("clamp", 5e-7)  # 1e-6 of the squared distance
     assert values(config["trainer"]["optimization"], "algorithm", "lr") == ("lars", 0.3)
     assert config["data"]["batch_size"] == 4096
 
@@ -75,6 +92,22 @@ def test_dino_is_measured_alone():
     config = composed("experiment=dino_vitb16_1536")
     assert config["teacher"]["name"] == "dino_vitb16" and config["student"]["_target_"].endswith("no_student")
     assert config["protocol"]["name"] == "disc_dev_knn10" and config["baselines"] == []
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_a_users_word_is_last(experiment):
+    assert composed(f"experiment={experiment}", "augment.path=fast")["augment"]["path"] == "fast"
+    student = composed("experiment=rdcd_effb0_64", "student.drop_rate=0")["student"]
+    assert values(student, "drop_rate", "drop_path_rate") == (0, 0.2)
+
+
+def test_what_is_published_of_one_student_is_not_set_for_another():
+    student = composed("experiment=rdcd_effb0_64", "student=fastvit_t12")["student"]
+    assert values(student, "trunk", "init", "drop_rate", "drop_path_rate", "pretrained") == (
+        "fastvit_t12", "timm", 0.0, 0.0, True)
+    with_ours = composed("experiment=rdcd_effb0_64", "fidelity=ours")
+    assert with_ours["loss"]["hard_negative_form"] == "tangent" and with_ours["augment"]["path"] == "fast"
+    assert values(with_ours["student"], "init", "drop_rate", "dim") == ("timm", 0.0, 64)
 
 
 @pytest.mark.parametrize(("ablation", "changed"), [

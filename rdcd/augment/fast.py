@@ -33,8 +33,8 @@ class Plan:
     """A view's steps by their part in it.
 
     Args:
-        width, height: of the picture, pixels.
-        turns: mirrorings and quarter turns, in order.
+        width, height: of the picture, pixels, before and after the turns.
+        turns: mirrorings and quarter turns, in order; one of these by 90 or 270 degrees at most.
         overlays: text and emoji, after them.
         rotation: after these, or None.
         cut: the box of all this that is seen, and the side of the view.
@@ -48,14 +48,6 @@ class Plan:
     rotation: steps.Rotated | None
     cut: steps.Resized
     edits: tuple[steps.Step, ...]
-
-    @property
-    def turned_size(self) -> tuple[int, int]:
-        """(width, height) after the turns."""
-        width, height = self.width, self.height
-        for turn in self.turns:
-            width, height = turn.size(width, height)
-        return width, height
 
     @property
     def reduction(self) -> float:
@@ -72,7 +64,8 @@ def plan(drawn: Sequence[steps.Step], width: int, height: int) -> Plan | None:
     before = [step for step in drawn[:places[0]] if not isinstance(step, steps.Nothing)]
     kinds = ((steps.Mirrored, steps.QuarterTurned), (steps.Text, steps.Emoji), (steps.Rotated,))
     order = [next((rank for rank, kind in enumerate(kinds) if isinstance(step, kind)), None) for step in before]
-    if None in order or order != sorted(order) or order.count(2) > 1:
+    lying = [step for step in before if getattr(step, "quarters", 0) % 2]  # a second would turn what the first has cut
+    if None in order or order != sorted(order) or order.count(2) > 1 or len(lying) > 1:
         return None
     parts = [tuple(step for step, rank in zip(before, order, strict=True) if rank == kind) for kind in range(3)]
     return Plan(width, height, *parts[:2], parts[2][0] if parts[2] else None, drawn[places[0]],
@@ -125,7 +118,7 @@ def geometry(pixels: np.ndarray, p: Plan) -> np.ndarray:
         box, across, down = p.cut.box, side, side
     else:
         back = _back(p)
-        box = _seen(back, side, p.turned_size)
+        box = _seen(back, side, (p.width, p.height))
         across, down = (max(1, round(length / max(p.reduction, 1.0))) for length in (box[2] - box[0], box[3] - box[1]))
     lying = sum(getattr(turn, "quarters", 0) for turn in p.turns) % 2
     size = (down, across) if lying else (across, down)
@@ -145,7 +138,7 @@ def _back(p: Plan) -> np.ndarray:
     left, top, right, bottom = p.cut.box
     cut = np.array([[(right - left) / p.cut.side, 0, left], [0, (bottom - top) / p.cut.side, top], [0, 0, 1]])
     angle = -math.radians(p.rotation.degrees)
-    x, y = (length / 2 for length in p.turned_size)
+    x, y = p.width / 2, p.height / 2
     turn = np.array([[math.cos(angle), math.sin(angle), 0], [-math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
     centre = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
     return centre @ turn @ np.linalg.inv(centre) @ cut
@@ -161,19 +154,16 @@ def _seen(back: np.ndarray, side: int, size: tuple[int, int]) -> Box:
 
 
 def _unturned(p: Plan, box: Box) -> Box:
-    """Return where a box of the turned picture lies in the picture before its turns."""
+    """Return where a box of the turned picture lies in the picture before its turns; in part outside it, perhaps."""
     left, top, right, bottom = box
-    sizes, (width, height) = [], (p.width, p.height)
-    for turn in p.turns:
-        sizes.append((width, height))
-        width, height = turn.size(width, height)
-    for turn, (width, height) in zip(reversed(p.turns), reversed(sizes), strict=True):
+    half_difference, half_sum = (p.width - p.height) / 2, (p.width + p.height) / 2
+    for turn in reversed(p.turns):
         quarters = getattr(turn, "quarters", 0)
         left, top, right, bottom = (
-            (width - right, top, width - left, bottom) if not quarters else
-            (width - bottom, left, width - top, right) if quarters == 1 else
-            (width - right, height - bottom, width - left, height - top) if quarters == 2 else
-            (top, height - right, bottom, height - left))
+            (p.width - right, top, p.width - left, bottom) if not quarters else
+            (half_sum - bottom, left - half_difference, half_sum - top, right - half_difference) if quarters == 1 else
+            (p.width - right, p.height - bottom, p.width - left, p.height - top) if quarters == 2 else
+            (top + half_difference, half_sum - right, bottom + half_difference, half_sum - left))
     return left, top, right, bottom
 
 
@@ -190,12 +180,15 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
 
     Args:
         pixels: uint8 [h, w, 3], the picture whole or reduced; of a reduced one the box is rounded to its pixels.
+        box: black where it lies outside the picture; of a whole one, its corners are of pixels, or between four.
         across, down: pixels of the result.
     """
     tall, wide = pixels.shape[:2]
-    left, right = (round(x * wide / width) for x in (box[0], box[2]))
-    top, bottom = (round(y * tall / height) for y in (box[1], box[3]))
-    cut = pixels[top:max(bottom, top + 1), left:max(right, left + 1)]
+    if (tall, wide) == (height, width) and box[0] % 1:  # turned about a centre that is in the middle of a pixel's side
+        pixels = cv2.blur(pixels, (2, 2), anchor=(1, 1), borderType=cv2.BORDER_REPLICATE)
+    left, right = (math.floor(x * wide / width + 0.5) for x in (box[0], box[2]))
+    top, bottom = (math.floor(y * tall / height + 0.5) for y in (box[1], box[3]))
+    cut = _cut(pixels, left, top, max(right, left + 1), max(bottom, top + 1))
     if cut.shape[:2] == (down, across):
         return cut.copy()  # overlays are drawn into it
     if cut.shape[0] <= down and cut.shape[1] <= across:  # nothing to average
@@ -207,6 +200,16 @@ def resized(pixels: np.ndarray, box: Box, width: int, height: int, across: int, 
     batch = torch.from_numpy(np.ascontiguousarray(cut).reshape(1, *cut.shape[:2], -1)).permute(0, 3, 1, 2)
     made = interpolate(batch, size=(down, across), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(made if cut.ndim == 3 else made[..., 0])
+
+
+def _cut(pixels: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    """Cut a box, black where it lies outside."""
+    inside = pixels[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
+    if inside.shape[:2] == (bottom - top, right - left):
+        return inside
+    cut = np.zeros((bottom - top, right - left, *pixels.shape[2:]), pixels.dtype)
+    cut[max(-top, 0):, max(-left, 0):][:inside.shape[0], :inside.shape[1]] = inside
+    return cut
 
 
 def _overlaid(view: np.ndarray, overlays: Sequence[steps.Step], origin: tuple[float, float],

@@ -37,7 +37,7 @@ class HorizontalFlip(Op):
 
 @dataclass(frozen=True)
 class QuarterTurn(Op):
-    """Turn by 90, 180 or 270 degrees; exact, the frame turns with its content."""
+    """Turn by 90, 180 or 270 degrees about the centre; the frame stays, and is black where the picture leaves it."""
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> steps.QuarterTurned:
         return steps.QuarterTurned(1 + int(rng.integers(3)))

@@ -17,7 +17,6 @@ _ENHANCERS = {
     "contrast": ImageEnhance.Contrast,
     "saturation": ImageEnhance.Color,
 }
-_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
 
 class Step:
@@ -50,15 +49,15 @@ class Mirrored(Step):
 
 @dataclass(frozen=True)
 class QuarterTurned(Step):
-    """Turned anticlockwise by 1, 2 or 3 times 90 degrees."""
+    """Turned anticlockwise about the centre by 1, 2 or 3 times 90 degrees: size kept, what lies outside is cut off.
+
+    Of a picture that is no square, an odd turn leaves its two sides, or top and bottom, black.
+    """
 
     quarters: int
 
     def apply(self, picture: Image.Image) -> Image.Image:
-        return picture.transpose(_TURNS[self.quarters])
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        return (width, height) if self.quarters == 2 else (height, width)
+        return picture.rotate(90 * self.quarters, resample=Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)

@@ -139,11 +139,12 @@ class Pictures(Dataset):
     Args:
         pictures: which.
         size: side in pixels.
-        resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept).
+        resize: `square` (size × size, aspect not kept), `short` or `long` (that side = size, aspect kept). Of `short`,
+            the long side is cut to a whole pixel, as by torchvision's `Resize(size)`; of `long`, the short is rounded.
         decode: `exact`, whole; `reduced`, a JPEG at the smallest scale at which either side is still at least twice
             `size`, before it is resized to the same shape as ever: nearer to `size`, the coarser pixels would show.
         bucket: where the aspect is kept, round the other side to a multiple of this, so that more pictures have one
-            shape; None: to a pixel.
+            shape; None: whole pixels.
 
     Raises:
         UserError: another `resize` or `decode`, or a bucket that is no whole number above 0.
@@ -176,6 +177,12 @@ class Pictures(Dataset):
     def _target(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.resize == "square":
             return self.size, self.size
-        kept, step = min(size) if self.resize == "short" else max(size), self.bucket or 1
-        scale = self.size / kept
-        return tuple(self.size if side == kept else max(round(side * scale / step), 1) * step for side in size)
+        kept = min(size) if self.resize == "short" else max(size)
+
+        def scaled(side: int) -> int:
+            length = self.size * side / kept
+            if self.bucket:
+                return max(round(length / self.bucket), 1) * self.bucket
+            return int(length) if self.resize == "short" else max(int(length + 0.5), 1)
+
+        return tuple(self.size if side == kept else scaled(side) for side in size)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rdcd.losses.precision import in_fp32, tangent_log
+from rdcd.losses.precision import cut_log, in_fp32
 
 
 @in_fp32
@@ -42,12 +42,7 @@ def hard_negative_loss(query: Tensor, negatives: Tensor, *, valid: Tensor | None
         ValueError: for another `form`.
     """
     u = 1 - hardest_similarity(query, negatives, valid)
-    if form == "clamp":
-        loss = -u.clamp(min=epsilon).log().mean()
-    elif form == "tangent":
-        loss = -tangent_log(u, epsilon).mean()
-    else:
-        raise ValueError(f"hard-negative form {form!r}: expected 'tangent' or 'clamp'")
+    loss = -cut_log(u, epsilon, form).mean()
     if valid is not None:  # no negatives yet: no pull, and no constant that would show as progress
         loss = loss * valid.any()
     return loss

@@ -25,6 +25,15 @@ def in_fp32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-def tangent_log(u: Tensor, epsilon: float) -> Tensor:
-    """log u for u > ε, and below its tangent at ε, log ε + u/ε − 1: finite, with slope 1/ε, down to u = 0."""
-    return torch.where(u > epsilon, u.clamp(min=epsilon).log(), math.log(epsilon) + u / epsilon - 1)
+def cut_log(u: Tensor, epsilon: float, form: str = "tangent") -> Tensor:
+    """log u for u > ε; below, `tangent`: log ε + u/ε − 1, finite, with slope 1/ε down to u = 0; `clamp`: log ε, flat.
+
+    Raises:
+        ValueError: another `form`.
+    """
+    log = u.clamp(min=epsilon).log()
+    if form == "clamp":
+        return log
+    if form == "tangent":
+        return torch.where(u > epsilon, log, math.log(epsilon) + u / epsilon - 1)
+    raise ValueError(f"form {form!r}: expected 'tangent' or 'clamp'")

@@ -20,7 +20,8 @@ def share_picture(pictures: Tensor, others: Tensor) -> Tensor:
 @in_fp32
 def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = None,
               other_pictures: Tensor | None = None, *, offset: int = 0, temperature: float = 0.05,
-              entropy_weight: float = 30.0) -> tuple[Tensor, Tensor]:
+              entropy_weight: float = 30.0, entropy_form: str = "tangent", entropy_epsilon: float = 1e-3,
+              ) -> tuple[Tensor, Tensor]:
     """Return (InfoNCE, entropy) of a batch with two or more views a picture; their weighted sum is L.
 
     Two rows match if they show a picture in common. For every row i and every other row p that matches it,
@@ -35,6 +36,7 @@ def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = Non
         offset: first row of this process within `others`.
         temperature: τ.
         entropy_weight: λ; the second value is returned multiplied by it.
+        entropy_form, entropy_epsilon: `form` and `epsilon` of `koleo_loss`; published: `clamp`, 5e-7.
 
     Returns:
         Two scalars. Their sum is the loss.
@@ -54,4 +56,5 @@ def sscd_loss(descriptors: Tensor, pictures: Tensor, others: Tensor | None = Non
     negatives = logits.masked_fill(same, MASKED).logsumexp(dim=1, keepdim=True)
     terms = F.softplus(negatives - logits).masked_fill(~positive, 0.0)
     info_nce = (terms.sum(dim=1) / positive.sum(dim=1)).mean()
-    return info_nce, entropy_weight * koleo_loss(descriptors, others, same=same)
+    entropy = koleo_loss(descriptors, others, same=same, epsilon=entropy_epsilon, form=entropy_form)
+    return info_nce, entropy_weight * entropy

@@ -40,6 +40,16 @@ def unshuffled(embed: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
     return embed(pictures)
 
 
+def check_form(name: str, value: str) -> None:
+    """Refuse what is no form of `cut_log`.
+
+    Raises:
+        UserError: neither `tangent` nor `clamp`.
+    """
+    if value not in ("tangent", "clamp"):
+        raise UserError(f"{name}={value!r}: expected 'tangent' or 'clamp'")
+
+
 class Outcome(NamedTuple):
     """One step's loss.
 
@@ -123,8 +133,7 @@ class RDCD(Unregistered, nn.Module):
         if not (contrastive_weight or relational_weight):
             raise UserError("loss.contrastive_weight=0 and loss.relational_weight=0 leave nothing to train "
                             "for: set one of them above 0")
-        if hard_negative_form not in ("tangent", "clamp"):
-            raise UserError(f"loss.hard_negative_form={hard_negative_form!r}: expected 'tangent' or 'clamp'")
+        check_form("loss.hard_negative_form", hard_negative_form)
         if append_batch and append_own:
             raise UserError("loss.append_batch=true already contains append_own=true: set one to false")
         if relational_weight and teacher is None:
@@ -209,6 +218,7 @@ class SSCD(nn.Module):
         teacher: not used; every objective is built with the same two networks.
         temperature: τ.
         entropy_weight: λ, 30 as published, 10 for new trunks.
+        entropy_form, entropy_epsilon: see `koleo_loss`.
         mixup: probability of a view to be mixed with another, 0.05 in the published recipe. What is mixed is a
             function of a seed from torch's generator, the step and the place in the global batch, whatever the number
             of ranks, and goes on as it would after a resume.
@@ -219,15 +229,19 @@ class SSCD(nn.Module):
     """
 
     def __init__(self, student: Student, teacher: Teacher | None = None, *, temperature: float = 0.05,
-                 entropy_weight: float = 30.0, mixup: float = 0.0, mixup_alpha: float = 2.0, cutmix_alpha: float = 2.0,
+                 entropy_weight: float = 30.0, entropy_form: str = "tangent", entropy_epsilon: float = 1e-3,
+                 mixup: float = 0.0, mixup_alpha: float = 2.0, cutmix_alpha: float = 2.0,
                  switch_probability: float = 0.5) -> None:
         super().__init__()
         check_number("loss.entropy_weight", entropy_weight, 0, whole=False)
-        for name, value in (("temperature", temperature), ("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+        for name, value in (("temperature", temperature), ("entropy_epsilon", entropy_epsilon),
+                            ("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             check_number(f"loss.{name}", value, 0, whole=False, above=True)
         for name, value in (("mixup", mixup), ("switch_probability", switch_probability)):
             check_number(f"loss.{name}", value, 0, 1, whole=False)
-        self.options = {"temperature": temperature, "entropy_weight": entropy_weight}
+        check_form("loss.entropy_form", entropy_form)
+        self.options = {"temperature": temperature, "entropy_weight": entropy_weight, "entropy_form": entropy_form,
+                        "entropy_epsilon": entropy_epsilon}
         self.mixing = {"probability": mixup, "mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha,
                        "switch_probability": switch_probability}
         if mixup:

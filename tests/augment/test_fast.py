@@ -60,17 +60,27 @@ def test_drawn_steps_are_those_of_the_plain_call(builder) -> None:
 @pytest.mark.parametrize("before", [
     [], [steps.Mirrored()], *([steps.QuarterTurned(k)] for k in (1, 2, 3)),
     [steps.Mirrored(), steps.QuarterTurned(1)], [steps.QuarterTurned(3), steps.Mirrored()],
-    [steps.Mirrored(), steps.Mirrored(), steps.QuarterTurned(2), steps.QuarterTurned(3)]])
-def test_turns_and_crops_are_exact_but_for_rounding(before) -> None:
-    picture = PICTURES[0].crop((0, 0, 200, 130))  # not a square
-    width, height = picture.size
-    for step in before:
-        width, height = step.size(width, height)
-    exact = [*before, steps.Resized((5, 9, 5 + SIDE, 9 + SIDE), SIDE)]
-    assert np.array_equal(shortly(picture, exact), plainly(picture, exact))
-    for box in ((3, 7, 125, 119), (30, 40, 70, 69)):  # reduced, enlarged
+    [steps.Mirrored(), steps.Mirrored(), steps.QuarterTurned(2), steps.QuarterTurned(3)],
+    [steps.QuarterTurned(1), steps.QuarterTurned(3)]])
+@pytest.mark.parametrize("shape", [(200, 130), (130, 200), (150, 150), (201, 130), (130, 203), (137, 101)])
+def test_turns_and_crops_are_exact_but_for_rounding(before, shape) -> None:
+    picture, between = PICTURES[0].crop((0, 0, *shape)), sum(shape) % 2  # pixels of the frame lie between those turned
+    boxes = [(x, y, x + SIDE, y + SIDE) for x, y in ((5, 9), (shape[0] - SIDE, shape[1] - SIDE), (30, 20))]
+    resized = [(3, 7, 125, 99), (0, 0, *shape), (30, 40, 70, 69), (0, 60, 20, 90)]
+    for box in (*boxes, *resized):
         drawn = [*before, steps.Resized(box, SIDE)]
-        assert np.abs(shortly(picture, drawn).astype(int) - plainly(picture, drawn)).max() <= 1
+        apart = np.abs(shortly(picture, drawn).astype(int) - plainly(picture, drawn)).max(axis=-1)
+        if before[:1] == [steps.Mirrored()] and between:  # Pillow counts one of two opposite edges as inside
+            assert (apart > 2).mean() <= 4 / SIDE
+        else:
+            assert apart.max() <= (box not in boxes) + between
+
+
+@pytest.mark.parametrize("shape", [(400, 60), (60, 401)])
+def test_of_a_long_picture_a_turned_view_may_be_all_black(shape) -> None:
+    picture = PICTURES[0].resize(shape)
+    drawn = [steps.QuarterTurned(1), steps.Resized((0, 0, 50, 50), SIDE)]
+    assert not plainly(picture, drawn).any() and not shortly(picture, drawn).any()
 
 
 def test_jpeg_is_exact() -> None:
@@ -88,7 +98,9 @@ CROP = steps.Resized((30, 20, 190, 170), SIDE)
 EMOJI = steps.Emoji(assets.emoji_files()[10], 90, 0.9, (60, 50))
 CASES = {  # steps, largest mean distance from the plain pixels; leaving the step out is at least twice as far
     "crop": ([CROP], 0.5), "text": ([text(), CROP], 1.0), "emoji": ([steps.Mirrored(), EMOJI, CROP], 1.0),
-    "emoji, turn": ([steps.QuarterTurned(3), EMOJI, CROP], 1.0), "rotation": ([steps.Rotated(31), CROP], 4.0),
+    "emoji, turn": ([steps.QuarterTurned(3), EMOJI, CROP], 1.0),
+    "turn, rotation": ([steps.QuarterTurned(1), steps.Rotated(31), CROP], 4.0),
+    "rotation": ([steps.Rotated(31), CROP], 4.0),
     "emoji, rotation": ([EMOJI, steps.Rotated(200), CROP], 4.0),
     **{name: ([CROP, steps.Jittered(((name, value),))], bound) for name, value, bound in (
         ("brightness", 1.5, 0.6), ("contrast", 0.4, 0.6), ("saturation", 1.7, 0.8), ("hue", 0.15, 2.0))},

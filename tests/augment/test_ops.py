@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as torchvision
 
-from rdcd.augment import assets, ops
+from rdcd.augment import assets, ops, steps
 from rdcd.errors import UserError
 
 
@@ -56,13 +56,26 @@ def test_horizontal_flip_reverses_every_row():
             assert flipped.getpixel((x, y)) == picture.getpixel((6 - x, y))
 
 
-def test_quarter_turns_are_exact_and_equally_likely():
-    picture = noise(7, 5)
-    turned = {np.rot90(np.asarray(picture), k).tobytes(): k for k in (1, 2, 3)}
+@pytest.mark.parametrize("size", [(7, 5), (8, 4), (4, 8), (6, 5), (5, 5), (1, 4)])
+def test_quarter_turns_keep_the_frame_and_are_equally_likely(size):
+    picture = noise(*size)
+    turned = {picture.rotate(90 * k, resample=Image.Resampling.BILINEAR).tobytes(): k for k in (1, 2, 3)}
     rng = generator()
-    seen = Counter(turned[ops.QuarterTurn()(picture, rng).tobytes()] for _ in range(3000))
+    results = [ops.QuarterTurn()(picture, rng) for _ in range(3000)]
+    assert {result.size for result in results} == {size}
+    seen = Counter(turned[result.tobytes()] for result in results)
     assert set(seen) == {1, 2, 3}
     assert all(abs(count - 1000) < 4.5 * (3000 * 2 / 9) ** 0.5 for count in seen.values())
+
+
+def test_a_quarter_turn_cuts_the_ends_off_and_blackens_the_sides():
+    pixels = np.arange(1, 8 * 4 * 3 + 1, dtype=np.uint8).reshape(4, 8, 3)  # no pixel is black
+    expected = np.zeros((4, 8, 3), np.uint8)
+    expected[:, 2:6] = np.rot90(pixels[:, 2:6])  # the middle square, turned anticlockwise
+    assert np.array_equal(np.asarray(steps.QuarterTurned(1).apply(Image.fromarray(pixels))), expected)
+    expected[:, 2:6] = np.rot90(pixels[:, 2:6], 3)
+    assert np.array_equal(np.asarray(steps.QuarterTurned(3).apply(Image.fromarray(pixels))), expected)
+    assert np.array_equal(np.asarray(steps.QuarterTurned(2).apply(Image.fromarray(pixels))), pixels[::-1, ::-1])
 
 
 def test_rotation_keeps_the_size_and_uses_every_whole_degree():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms import Resize
 
 from rdcd.augment.recipes import strong_blur
 from rdcd.data.images import open_image
@@ -144,9 +145,10 @@ def test_too_few_pictures_for_a_batch_is_said() -> None:
 
 @pytest.mark.parametrize(("resize", "size", "shape"), [  # both are (width, height)
     ("square", (40, 20), (10, 10)), ("square", (5, 300), (10, 10)), ("short", (40, 20), (20, 10)),
-    ("short", (20, 41), (10, 20)), ("short", (7, 5), (14, 10)), ("short", (33, 33), (10, 10)),
+    ("short", (20, 41), (10, 20)), ("short", (7, 5), (14, 10)),
+    ("short", (8, 15), (10, 18)), ("short", (33, 33), (10, 10)),
     ("short", (1, 3), (10, 30)), ("long", (40, 20), (10, 5)), ("long", (20, 41), (5, 10)), ("long", (5, 5), (10, 10)),
-    ("long", (3, 48), (1, 10))])
+    ("long", (3, 48), (1, 10)), ("long", (20, 31), (6, 10)), ("long", (20, 30), (7, 10))])
 def test_resizing(picture, tmp_path: Path, resize: str, size: tuple, shape: tuple) -> None:
     made = picture(0, *size)
     made.save(tmp_path / "a.png")
@@ -155,14 +157,15 @@ def test_resizing(picture, tmp_path: Path, resize: str, size: tuple, shape: tupl
     assert torch.equal(found, to_tensor(made.resize(shape, Image.Resampling.BILINEAR)))
 
 
-def test_short_side_is_exact_for_every_shape() -> None:
-    rule = Pictures(Manifest("x", []), size=288, resize="short")
-    for width in (1, 99, 288, 640, 1279):
-        for height in (1, 97, 288, 333, 4000):
-            found = rule._target((width, height))
-            assert min(found) == 288
-            assert abs(found[0] * min(width, height) - 288 * width) <= min(width, height) / 2
-            assert abs(found[1] * min(width, height) - 288 * height) <= min(width, height) / 2
+@pytest.mark.parametrize("size", [288, 224, 97, 1])
+def test_the_short_side_is_exact_and_the_long_one_is_torchvisions(size: int) -> None:
+    rule, resize = Pictures(Manifest("x", []), size=size, resize="short"), Resize(size)
+    rng = np.random.default_rng(0)
+    shapes = [(640, 427), (427, 640), (1, 1), (1, 99), (4000, 97), *rng.integers(1, 3000, (500, 2)).tolist()]
+    for width, height in shapes:
+        found = rule._target((width, height))
+        assert found == tuple(resize(torch.empty(1, height, width, device="meta")).shape[:0:-1])
+        assert min(found) == size and max(found) == int(size * max(width, height) / min(width, height))
 
 
 def test_a_bad_picture_comes_out_as_its_error(holed: Manifest) -> None:

@@ -56,7 +56,7 @@ def one_by_one(network: torch.nn.Module, pictures: Manifest, size: int, resize: 
             continue
         shape = (size, size)
         if resize == "short":
-            shape = tuple(round(side * size / min(picture.size)) for side in picture.size)
+            shape = tuple(int(size * side / min(picture.size)) for side in picture.size)
         picture = picture.resize(shape, Image.Resampling.BILINEAR)
         rows = torch.tensor(np.asarray(picture).tolist(), dtype=torch.float32) / 255
         with torch.no_grad():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rdcd.losses import koleo_loss
 
@@ -142,6 +143,27 @@ def test_slope_at_epsilon_itself():
     koleo_loss(descriptors, epsilon=epsilon).backward()
     expected = descriptors.detach().flip(0) / (2 * epsilon)
     np.testing.assert_allclose(descriptors.grad.numpy(), expected.numpy(), rtol=1e-5)
+
+
+def test_clamp_is_sscds_published_term(unit_rows):
+    descriptors = unit_rows(0, 6, 8)
+    descriptors[4:] = F.normalize(descriptors[:2] + torch.tensor([[1e-5], [0.01]]) * unit_rows(1, 2, 8), dim=1)
+    descriptors.requires_grad_()
+    similarity = descriptors @ descriptors.T
+    nearest = similarity.masked_fill(torch.eye(6, dtype=torch.bool), -100.0).amax(dim=1)
+    published = -(2 - 2 * nearest).clamp(min=1e-6).sqrt().log().mean()
+    loss = koleo_loss(descriptors, epsilon=5e-7, form="clamp")  # 1e-6 of the squared distance
+    assert loss.item() == pytest.approx(published.item(), rel=1e-6)
+    slopes = [torch.autograd.grad(value, descriptors, retain_graph=True)[0] for value in (loss, published)]
+    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-6)
+    assert not slopes[0][[0, 4]].any() and slopes[0][[1, 5]].any(dim=1).all()  # collapsed: no gradient; close: one
+    tangent = koleo_loss(descriptors)
+    assert torch.autograd.grad(tangent, descriptors)[0][[0, 4]].any(dim=1).all() and tangent < loss
+
+
+def test_another_form_is_said(unit_rows):
+    with pytest.raises(ValueError, match="form 'soft': expected 'tangent' or 'clamp'"):
+        koleo_loss(unit_rows(0, 3, 8), form="soft")
 
 
 def test_order_is_free(unit_rows):

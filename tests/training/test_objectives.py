@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from config_files import CONFIGS, tree
 
 from rdcd.errors import UserError
 from rdcd.losses import contrastive_loss, hard_negative_loss, relational_loss, sscd_loss
-from rdcd.models.student import Student
+from rdcd.models.student import Embedding, Student
 from rdcd.models.teacher import Teacher
 from rdcd.training import objectives
 from rdcd.training.mixing import mix_views
@@ -283,6 +284,16 @@ def test_teacher_in_train_mode_normalizes_by_its_batch_while_the_objective_train
     assert not any(module.training for module in guide.train().modules())
 
 
+def test_the_entropy_terms_form_reaches_the_loss():
+    both = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1e-4], [1.0, 0.0], [1.0, 1e-4]]), dim=1)
+    network = lambda views: Embedding(both, both)  # noqa: E731
+    found = {form: SSCD(None, entropy_form=form, entropy_epsilon=5e-7)(network, *views(0)[:, :2], torch.arange(2))
+             .terms["entropy"].item() for form in ("clamp", "tangent")}
+    assert found["clamp"] == pytest.approx(-30 * math.log(1e-3), rel=1e-5) and found["tangent"] > found["clamp"]
+    with pytest.raises(UserError, match="loss.entropy_form='soft': expected 'tangent' or 'clamp'"):
+        SSCD(None, entropy_form="soft")
+
+
 def test_gradient_reaches_the_student_alone():
     network, guide = student(), teacher()
     objective = RDCD(network, guide, queue_size=8)
@@ -481,7 +492,7 @@ def test_without_mixing_options_change_nothing():
 
 @pytest.mark.parametrize("option, value", [
     ("temperature", 0), ("entropy_weight", -1.0), ("mixup", 1.5), ("mixup", -0.1), ("mixup", None), ("mixup_alpha", 0),
-    ("cutmix_alpha", -2.0), ("switch_probability", 2), ("switch_probability", "half")])
+    ("cutmix_alpha", -2.0), ("entropy_epsilon", 0), ("switch_probability", 2), ("switch_probability", "half")])
 def test_sscd_options_out_of_range_are_said(option, value):
     with pytest.raises(UserError, match=f"loss.{option}={value}: expected a number"):
         SSCD(None, **{option: value})
