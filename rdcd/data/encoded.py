@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright
+from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright, upright
 
 _WHOLE = 1 << 25  # bytes of a file that is read at once
 _BASELINE, _SCAN, _TURNING = 0xC0, 0xDA, 0xE1  # markers of JPEG; APP1 holds EXIF or XMP
@@ -32,8 +32,8 @@ class Encoded:
             return
         with opened(source) as picture:
             self._orientation = orientation_of(picture)
-            self.width, self.height = picture.size if self._orientation < 5 else picture.size[::-1]
-            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+            self.width, self.height = upright(picture)
+            if picture.format == "JPEG" and picture.mode == "RGB":
                 picture.fp.seek(0)
                 self._data = picture.fp.read()
 
@@ -83,20 +83,22 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Go from marker to marker of a JPEG up to its scan: it is baseline, and no EXIF or XMP may tell how to turn it.
+    """Go from marker to marker of a JPEG up to its scan: it is baseline, all of it in one scan, and no EXIF or XMP may
+    tell how to turn it.
 
     Raises:
         IndexError: it ends before that.
     """
     if not data.startswith(b"\xff\xd8"):
         return False
-    place, baseline = 2, False
+    place, colours = 2, 0
     while data[place] == 0xFF:
         kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
         if kind == _SCAN:
-            return baseline
+            return data[place + 4] == colours
         if kind == _TURNING or kind in _FRAMES or length < 2:
             return False
-        baseline |= kind == _BASELINE
+        if kind == _BASELINE:
+            colours = data[place + 9]
         place += 2 + length
     return False
