@@ -4,9 +4,11 @@ import csv
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,11 +18,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from rdcd.data import sound
-from rdcd.errors import BadImage, UserError
+from rdcd.data.found import EXTENSIONS as EXTENSIONS
+from rdcd.data.found import find_images as find_images
+from rdcd.errors import BadImage
 from rdcd.files import atomic_path
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's names; of JPEG, MPO of telephones too
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "QOI", "JPEG2000", "AVIF", "HEIF")  # Pillow's names
 MAX_PIXELS = 100_000_000  # Pillow holds one of this size in 400 MB, and conversions take as much again
 MAX_SCANS = 100  # of a JPEG, each of which goes over the whole picture; usual are ten
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -141,10 +144,25 @@ def _header(file: BinaryIO) -> Image.Image:
             picture = PngImageFile(parts)
             picture.info |= {"exif": exif, "xmp": xmp.encode()}  # without, Pillow decodes it to look behind the pixels
         else:
-            picture = Image.open(file, formats=FORMATS)
+            if begin[4:8] == b"ftyp":
+                _plugins()
+            Image.init()  # those of Pillow's formats that this one has, once
+            picture = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except SyntaxError as error:
         raise UnidentifiedImageError(str(error)) from None
     return picture
+
+
+@cache
+def _plugins() -> None:
+    """Let Pillow read HEIC, and its older versions AVIF, by what is installed beside it."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    if "AVIF" not in Image.OPEN:
+        with suppress(ImportError):
+            import pillow_avif  # noqa: F401  (it registers itself)
 
 
 def check_regular(path: str | Path) -> Path:
@@ -195,6 +213,10 @@ def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
         if scans > MAX_SCANS:
             kind = "progressive JPEG" if "progressive" in picture.info else "JPEG"
             raise BadImage(name, f"a {kind} of {scans} scans, at most {MAX_SCANS} allowed")
+    if picture.format == "JPEG2000":
+        _check_codestream(picture, name, max_pixels)
+    if picture.format == "QOI" and picture.width * picture.height > max_pixels // 10:  # Pillow's takes 1 s a million
+        raise BadImage(name, f"a QOI of {picture.width}x{picture.height} pixels, at most {max_pixels // 10} allowed")
     tags = getattr(picture, "tag_v2", {})
     if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:
         tile, size = (tags[_TILE_WIDTH], tags[_TILE_HEIGHT]), _stored_size(picture)
@@ -202,6 +224,41 @@ def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
         if across * down > max_pixels:
             raise BadImage(name, f"tiles of {tile[0]}x{tile[1]} pixels make {across}x{down}, at most {max_pixels} "
                                  f"allowed")
+
+
+def _check_codestream(picture: Image.Image, name: object, max_pixels: int) -> None:
+    """Refuse a JPEG 2000 of other sides than its header's, or with tiles of more than 2 numbers for each pixel allowed.
+
+    OpenJPEG decodes a tile into 4 bytes a number, whatever its bits.
+    """
+    place = 0
+    for _ in range(100):  # boxes, of which one holds the codestream, unless it is the file
+        picture.fp.seek(place)
+        head = picture.fp.read(16)
+        length, stop = int.from_bytes(head[:4], "big"), picture.fp.seek(0, os.SEEK_END)
+        if head.startswith(b"\xff\x4f\xff\x51"):
+            break
+        end = place + (int.from_bytes(head[8:16], "big") if length == 1 else max(length, 8))
+        if head[4:8] == b"jp2c":
+            stop, place = end if length else stop, place + (16 if length == 1 else 8)
+            break
+        place = end
+    picture.fp.seek(max(stop - 2, 0))
+    whole = picture.fp.read(2) == b"\xff\xd9"
+    picture.fp.seek(place)
+    size = picture.fp.read(42)
+    picture.fp.seek(0)
+    if not whole:  # OpenJPEG would leave the rest black
+        raise BadImage(name, "a JPEG 2000 that is truncated")
+    if not size.startswith(b"\xff\x4f\xff\x51") or len(size) < 42:
+        raise BadImage(name, "a JPEG 2000 without pixels")
+    right, bottom, left, top, across, down, _, _, colours = struct.unpack(">8I H", size[8:])
+    if (right - left, bottom - top) != picture.size:
+        raise BadImage(name, f"a JPEG 2000 of {picture.width}x{picture.height} pixels that holds "
+                             f"{right - left}x{bottom - top}")
+    if min(across, picture.width) * min(down, picture.height) * colours > 2 * max_pixels:
+        raise BadImage(name, f"tiles of {across}x{down} pixels in {colours} colours, at most {2 * max_pixels} numbers "
+                             f"allowed")
 
 
 def _first_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
@@ -296,37 +353,6 @@ def _eight_bits(values: np.ndarray, most: int) -> np.ndarray:
     if values.dtype.kind == "u":
         return (values.astype(np.uint32) * 255 // most).astype(np.uint8)
     return (np.clip(np.nan_to_num(values.astype(np.float32) / most), 0, 1) * 255).astype(np.uint8)
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """List the pictures under `folder`, those in nested and linked folders included, sorted by path.
-
-    Raises:
-        UserError: the folder does not exist or holds no picture.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: expected a folder of pictures; check the path "
-                        f"(relative ones start at {Path.cwd()})")
-    found, seen = [], set()
-
-    def unreadable(error: OSError) -> None:
-        raise UserError(f"cannot look into {error.filename} ({error.strerror}): its pictures would be left out "
-                        f"silently; make it readable") from error
-
-    for top, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(top)
-        if real in seen:  # a link back up, or a second one to the same place
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        paths = (Path(top, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS]
-    found.sort()
-    if not found:
-        raise UserError(f"no pictures under {folder}: expected files ending in {', '.join(EXTENSIONS)}")
-    return found
 
 
 def write_ledger(path: str | Path, bad: list[BadImage]) -> None:

@@ -294,3 +294,26 @@ def test_parts_of_a_file_are_read_as_one() -> None:
         assert parts.seek(place) == place
         assert parts.read(size) == expected[place:place + size]
         assert parts.tell() == min(place + size, max(place, len(expected)))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "JPEG2000 without box", "QOI", "PGM", "PBM", "HEIF"])
+def test_newer_and_rarer_formats_are_read(kind: str, tmp_path: Path) -> None:
+    image = Image.open(io.BytesIO(oriented(1, "PNG")))
+    options = {"AVIF": {"quality": 100, "subsampling": "4:4:4"}, "JPEG2000 without box": {"no_jp2": True},
+               "HEIF": {"quality": -1, "chroma": 444}}.get(kind, {})
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    if kind in ("PGM", "PBM"):
+        image = image.convert("L" if kind == "PGM" else "1")
+    data = encode(image, {"PGM": "PPM", "PBM": "PPM"}.get(kind, kind.split()[0]), **options)
+    expected = np.asarray(image.convert("RGB"), dtype=int)
+    assert np.abs(pixels(data).astype(int) - expected).mean() < (2 if kind in ("AVIF", "HEIF") else 0.01)
+    assert upright_size(data) == image.size and (Encoded(data).width, Encoded(data).height) == image.size
+    assert np.array_equal(Encoded(data).pixels(), pixels(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_upright(orientation: int) -> None:
+    data = oriented(orientation, "AVIF", quality=100)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert upright_size(data) == upright.size and np.array_equal(pixels(data), np.asarray(upright))
