@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright, upright
+from rdcd.data.images import check_regular, open_image, opened, orientation_of, pixel_limit, turned_upright, upright
 
 _WHOLE = 1 << 25  # bytes of a file that is read at once
 _BASELINE, _SCAN, _TURNING = 0xC0, 0xDA, 0xE1  # markers of JPEG; APP1 holds EXIF or XMP
@@ -25,7 +25,7 @@ class Encoded:
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
-        self.source, self._orientation = source, 1
+        self.source, self._orientation, self._reduction = source, 1, 1
         self._data = _plain_jpeg(source)
         if self._data is not None:
             self.height, self.width = simplejpeg.decode_jpeg_header(self._data)[:2]
@@ -33,6 +33,7 @@ class Encoded:
         with opened(source) as picture:
             self._orientation = orientation_of(picture)
             self.width, self.height = upright(picture)
+            self._reduction = picture.info.get("reduction", 1)  # above the limit of pixels
             if picture.format == "JPEG" and picture.mode == "RGB":
                 picture.fp.seek(0)
                 self._data = picture.fp.read()
@@ -49,6 +50,7 @@ class Encoded:
         if self._data is not None:
             try:
                 height, width, space, _ = simplejpeg.decode_jpeg_header(self._data)
+                reduction = min(reduction * self._reduction, 8)
                 if space == "YCbCr":
                     return turned_upright(simplejpeg.decode_jpeg(
                         self._data, min_height=-(-height // reduction), min_width=-(-width // reduction),
@@ -79,7 +81,7 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(source)
     except (ValueError, IndexError):
         return None
-    return source if space == "YCbCr" and height * width <= MAX_PIXELS else None
+    return source if space == "YCbCr" and height * width <= pixel_limit() else None
 
 
 def _is_plain(data: bytes) -> bool:

@@ -1,14 +1,15 @@
 """Decode rules: one way to turn a file into an RGB picture, and the ledger of those that fail."""
 
 import csv
+import inspect
 import io
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,11 +21,12 @@ from PIL.PngImagePlugin import PngImageFile
 from rdcd.data import sound
 from rdcd.data.found import EXTENSIONS as EXTENSIONS
 from rdcd.data.found import find_images as find_images
-from rdcd.errors import BadImage
+from rdcd.errors import BadImage, check_number
 from rdcd.files import atomic_path
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "QOI", "JPEG2000", "AVIF", "HEIF")  # Pillow's names
 MAX_PIXELS = 100_000_000  # Pillow holds one of this size in 400 MB, and conversions take as much again
+_LIMIT = "RDCD_MAX_PIXELS"  # of the environment, which processes that are started inherit
 MAX_SCANS = 100  # of a JPEG, each of which goes over the whole picture; usual are ten
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -40,7 +42,35 @@ _STRAY = 0.001  # share of the values that may lie outside of the range
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS,
+def reads_images(command: Callable) -> Callable:
+    """Give a command the keyword `max_pixels`, which holds for all processes that it starts, until it is done.
+
+    Pictures of more pixels are refused, but for JPEGs that are decoded at 1/2, 1/4 or 1/8 of their sides, see
+    `open_image`.
+    """
+    @wraps(command)
+    def limited(*, max_pixels: int | None = None, **settings: object) -> object:
+        check_number("max_pixels", max_pixels, 1, null=f"what holds, {pixel_limit()}")
+        max_pixels = max_pixels or pixel_limit()
+        before = os.environ.get(_LIMIT)
+        os.environ[_LIMIT] = str(max_pixels)
+        try:
+            return command(**settings)
+        finally:
+            os.environ.pop(_LIMIT) if before is None else os.environ.update({_LIMIT: before})
+
+    signature = inspect.signature(command)
+    key = inspect.Parameter("max_pixels", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
+    limited.__signature__ = signature.replace(parameters=[*signature.parameters.values(), key])
+    return limited
+
+
+def pixel_limit() -> int:
+    """Return the number of pixels that a picture may have: that of the command at work, else `MAX_PIXELS`."""
+    return int(os.environ.get(_LIMIT, MAX_PIXELS))
+
+
+def open_image(source: str | Path | bytes | Image.Image, *, max_pixels: int | None = None,
                at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB.
 
@@ -51,16 +81,16 @@ def open_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = MA
 
     Args:
         source: a path, the encoded bytes, or a picture of Pillow's, which stays as it is.
-        max_pixels: pictures of more pixels are refused before they are decoded.
+        max_pixels: pictures of more pixels are refused before they are decoded, but for JPEGs: these are decoded at the
+            largest of the scales 1/2, 1/4 and 1/8 that is within it, which is then their full size; None: see
+            `pixel_limit`.
         at_least: (width, height), upright: a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at
             which it is no smaller on either side, which saves most of the time; None: at full size.
 
     Raises:
         BadImage: naming the file and what is wrong with it.
     """
-    with opened(source, max_pixels=max_pixels) as picture:
-        if at_least is not None and picture is not source and picture.format in ("JPEG", "MPO"):
-            picture.draft(None, at_least[::-1] if orientation_of(picture) in _LYING else at_least)
+    with opened(source, max_pixels=max_pixels, at_least=at_least) as picture:
         frame = _first_frame(picture)
         picture.load()
         found = _to_rgb(picture)
@@ -97,12 +127,16 @@ def _stored_size(picture: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(source: str | Path | bytes | Image.Image, *, max_pixels: int | None = None,
+           at_least: tuple[int, int] | None = None) -> Iterator[Image.Image]:
     """Open a picture that may be decoded, by its header; whatever fails, then or within the block, is a `BadImage`.
+
+    Its sides are those at which it will be decoded. `max_pixels` and `at_least` are as in `open_image`.
 
     Raises:
         BadImage: naming the file and what is wrong with it.
     """
+    max_pixels = pixel_limit() if max_pixels is None else max_pixels
     name = "<bytes>" if isinstance(source, bytes) else "<picture>" if isinstance(source, Image.Image) else source
     try:
         if isinstance(source, Image.Image):
@@ -111,8 +145,16 @@ def opened(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PI
             return
         with io.BytesIO(source) if isinstance(source, bytes) else open(check_regular(source), "rb") as file:
             _check_file(file, name, max_pixels)
+            if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
+                Image.MAX_IMAGE_PIXELS = max_pixels  # as was asked for
             with _header(file) as picture:
-                _check_size(picture, name, max_pixels)
+                least = _check_size(picture, name, max_pixels)
+                if least > 1 or at_least is not None and picture.format == "JPEG":
+                    asked = picture.size if at_least is None else at_least
+                    asked = asked[::-1] if at_least is not None and orientation_of(picture) in _LYING else asked
+                    picture.info["reduction"] = least
+                    picture.draft(None, tuple(min(want, max(side // least, 1))
+                                              for want, side in zip(asked, picture.size, strict=True)))
                 yield picture
     except (BadImage, MemoryError):
         raise
@@ -195,16 +237,32 @@ def _check_file(file: BinaryIO, name: object, max_pixels: int) -> None:
     file.seek(0)
 
 
-def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> None:
-    if not picture.width or not picture.height:
+def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> int:
+    """Refuse a picture of too many pixels; return by what the sides of a JPEG are to be divided, else 1."""
+    pixels = picture.width * picture.height
+    if not pixels:
         raise BadImage(name, f"{picture.width}x{picture.height} pixels")
-    if picture.width * picture.height > max_pixels:
-        raise BadImage(name, f"{picture.width}x{picture.height} pixels, at most {max_pixels} allowed")
+    if pixels <= max_pixels:
+        return 1
+    scale = next((scale for scale in (2, 4, 8) if -(-picture.width // scale) * -(-picture.height // scale)
+                  <= max_pixels), None)
+    if not isinstance(picture, JpegImageFile) or not picture.tile or scale is None:
+        raise BadImage(name, f"{picture.width}x{picture.height} pixels, more than max_pixels={max_pixels} allows")
+    if picture.info.get("several scans"):  # all coefficients of the whole are held, 2 bytes each
+        across, down = (max(layer[axis] for layer in picture.layer) for axis in (1, 2))
+        share = sum(layer[1] * layer[2] for layer in picture.layer) / across / down
+        if pixels * share > 3 * max_pixels:
+            raise BadImage(name, f"{picture.width}x{picture.height} pixels in several scans, which take more "
+                                 f"memory at any scale than max_pixels={max_pixels} allows")
+    return scale
 
 
-def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
-    """Refuse what would take minutes or gigabytes: pixels, scans of a JPEG, tiles of a TIFF that are mostly padding."""
-    _check_pixels(picture, name, max_pixels)
+def _check_size(picture: Image.Image, name: object, max_pixels: int) -> int:
+    """Refuse what would take minutes or gigabytes: pixels, scans of a JPEG, tiles of a TIFF that are mostly padding.
+
+    Return by what the sides of a JPEG are to be divided, else 1.
+    """
+    least = _check_pixels(picture, name, max_pixels)
     if picture.info.get("several scans"):
         place = picture.fp.tell()
         picture.fp.seek(0)
@@ -224,6 +282,7 @@ def _check_size(picture: Image.Image, name: object, max_pixels: int) -> None:
         if across * down > max_pixels:
             raise BadImage(name, f"tiles of {tile[0]}x{tile[1]} pixels make {across}x{down}, at most {max_pixels} "
                                  f"allowed")
+    return least
 
 
 def _check_codestream(picture: Image.Image, name: object, max_pixels: int) -> None:
