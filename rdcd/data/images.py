@@ -173,7 +173,8 @@ def _header(file: BinaryIO) -> Image.Image:
         UnidentifiedImageError: it is none.
         OSError, ValueError, and what else Pillow raises: it is broken.
     """
-    size, begin = file.seek(0, os.SEEK_END), file.seek(0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     begin = file.read(16)
     file.seek(0)
     try:
@@ -188,6 +189,9 @@ def _header(file: BinaryIO) -> Image.Image:
         else:
             if begin[4:8] == b"ftyp":
                 _plugins()
+            elif begin[4:8] == b"jP  ":
+                sound.codestream(file, size)
+                file.seek(0)
             Image.init()  # those of Pillow's formats that this one has, once
             picture = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except SyntaxError as error:
@@ -290,26 +294,15 @@ def _check_codestream(picture: Image.Image, name: object, max_pixels: int) -> No
 
     OpenJPEG decodes a tile into 4 bytes a number, whatever its bits.
     """
-    place = 0
-    for _ in range(100):  # boxes, of which one holds the codestream, unless it is the file
-        picture.fp.seek(place)
-        head = picture.fp.read(16)
-        length, stop = int.from_bytes(head[:4], "big"), picture.fp.seek(0, os.SEEK_END)
-        if head.startswith(b"\xff\x4f\xff\x51"):
-            break
-        end = place + (int.from_bytes(head[8:16], "big") if length == 1 else max(length, 8))
-        if head[4:8] == b"jp2c":
-            stop, place = end if length else stop, place + (16 if length == 1 else 8)
-            break
-        place = end
+    start, stop = sound.codestream(picture.fp, picture.fp.seek(0, os.SEEK_END))
     picture.fp.seek(max(stop - 2, 0))
     whole = picture.fp.read(2) == b"\xff\xd9"
-    picture.fp.seek(place)
+    picture.fp.seek(start)
     size = picture.fp.read(42)
     picture.fp.seek(0)
     if not whole:  # OpenJPEG would leave the rest black
         raise BadImage(name, "a JPEG 2000 that is truncated")
-    if not size.startswith(b"\xff\x4f\xff\x51") or len(size) < 42:
+    if not size.startswith(sound.JPEG2000) or len(size) < 42:
         raise BadImage(name, "a JPEG 2000 without pixels")
     right, bottom, left, top, across, down, _, _, colours = struct.unpack(">8I H", size[8:])
     if (right - left, bottom - top) != picture.size:

@@ -16,6 +16,7 @@ MAX_METADATA = 2**20  # bytes of EXIF or XMP, inflated, in which an orientation 
 MAX_CHUNKS = 2**20  # of a PNG; more are no image, and take seconds to pass over
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+JPEG2000 = b"\xff\x4f\xff\x51"  # of its codestream, which a JP2 has in a box
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # how an APP1 of either begins
 _APP0, _APP1, _APP14, _END, _SCAN = b"\xe0", b"\xe1", b"\xee", b"\xd9", b"\xda"  # markers of JPEG
 _METADATA = {bytes([kind]) for kind in (*range(0xE0, 0xF0), 0xFE)}  # APP0 to APP15, and comments
@@ -195,3 +196,32 @@ def scans(data: bytes) -> int:
         count += kind == _SCAN
         place += max(int.from_bytes(data[place:place + 2], "big"), 2)
     return count
+
+
+def codestream(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Return (start, stop) of what a JPEG 2000 file decodes, in bytes.
+
+    Pillow fetches a box of any length at once, so all before it must lie within the file.
+
+    Args:
+        size: of the file, in bytes.
+
+    Raises:
+        ValueError: there is none, or a box goes past the end of the file.
+    """
+    place = 0
+    for _ in range(100):  # usual are five boxes
+        file.seek(place)
+        head = file.read(16)
+        if head.startswith(JPEG2000):
+            return place, size
+        length, start = int.from_bytes(head[:4], "big"), 8
+        if length == 1:
+            length, start = int.from_bytes(head[8:], "big"), 16
+        stop = place + length if length else size
+        if len(head) < 8 or stop < place + start or stop > size:
+            raise ValueError("a JPEG 2000 with a box past its end")
+        if head[4:8] == b"jp2c":
+            return place + start, stop
+        place = stop
+    raise ValueError("a JPEG 2000 without a codestream")

@@ -250,6 +250,8 @@ def bombs() -> dict[str, bytes]:
         "tile of JPEG 2000": stream[:8] + wide + stream[16:24] + wide + stream[32:],
         "pixels of JPEG 2000": stream[:8] + wide + stream[16:],
         "box of JPEG 2000": encode(Image.new("RGB", (64, 64)), "JPEG2000").replace(stream[8:16], wide, 1),
+        "box past the end of JPEG 2000": encode(Image.new("RGB", (64, 64)), "JPEG2000").replace(
+            (45).to_bytes(4, "big") + b"jp2h", (2**31 - 1).to_bytes(4, "big") + b"jp2h"),
         "pixels of QOI": b"qoif" + wide + b"\3\0" + b"\xfd" * 100,
         "pixels of AVIF": encode(Image.new("RGB", (64, 64)), "AVIF").replace(
             b"ispe" + struct.pack(">3I", 0, 64, 64), b"ispe\0\0\0\0" + wide),
@@ -305,6 +307,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert said["scans"] == "a progressive JPEG of 5005 scans, at most 100 allowed"
     assert said["tile of JPEG 2000"] == "tiles of 9500x9500 pixels in 3 colours, at most 200000000 numbers allowed"
     assert said["box of JPEG 2000"] == "a JPEG 2000 of 9500x9500 pixels that holds 64x64"
+    assert said["box past the end of JPEG 2000"] == "ValueError: a JPEG 2000 with a box past its end"
     assert said["pixels of QOI"] == "a QOI of 9500x9500 pixels, at most 10000000 allowed"
     assert said["tile"] == "tiles of 40000x40000 pixels make 40000x40000, at most 100000000 allowed"
 
