@@ -48,8 +48,8 @@ def originals() -> dict[str, bytes]:
     files = {}
     for name, (picture, options) in made.items():
         buffer = io.BytesIO()
-        picture.save(buffer, {"jpg": "JPEG", "tif": "TIFF", "ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000"}.get(name[-3:], name.rpartition(".")[2]),
-                     **options)
+        kind = {"jpg": "JPEG", "tif": "TIFF", "ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000"}
+        picture.save(buffer, kind.get(name[-3:], name.rpartition(".")[2]), **options)
         files[name] = buffer.getvalue()
     return files
 
