@@ -140,7 +140,7 @@ def opened(source: str | Path | bytes | Image.Image, *, max_pixels: int | None =
     name = "<bytes>" if isinstance(source, bytes) else "<picture>" if isinstance(source, Image.Image) else source
     try:
         if isinstance(source, Image.Image):
-            _check_pixels(source, name, max_pixels)
+            _check_pixels(source, name, max_pixels, smaller=False)
             yield source
             return
         with io.BytesIO(source) if isinstance(source, bytes) else open(check_regular(source), "rb") as file:
@@ -185,7 +185,7 @@ def _header(file: BinaryIO) -> Image.Image:
         elif begin.startswith(sound.PNG):
             parts, exif, xmp = sound.png(file, size)
             picture = PngImageFile(parts)
-            picture.info |= {"exif": exif, "xmp": xmp.encode()}  # without, Pillow decodes it to look behind the pixels
+            picture.info |= {"exif": exif, "XML:com.adobe.xmp": xmp}  # else Pillow decodes it to look behind
         else:
             if begin[4:8] == b"ftyp":
                 _plugins()
@@ -241,8 +241,8 @@ def _check_file(file: BinaryIO, name: object, max_pixels: int) -> None:
     file.seek(0)
 
 
-def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> int:
-    """Refuse a picture of too many pixels; return by what the sides of a JPEG are to be divided, else 1."""
+def _check_pixels(picture: Image.Image, name: object, max_pixels: int, *, smaller: bool = True) -> int:
+    """Refuse a picture of too many pixels; return by what the sides of a JPEG, if it may be, are to be divided."""
     pixels = picture.width * picture.height
     if not pixels:
         raise BadImage(name, f"{picture.width}x{picture.height} pixels")
@@ -250,7 +250,7 @@ def _check_pixels(picture: Image.Image, name: object, max_pixels: int) -> int:
         return 1
     scale = next((scale for scale in (2, 4, 8) if -(-picture.width // scale) * -(-picture.height // scale)
                   <= max_pixels), None)
-    if not isinstance(picture, JpegImageFile) or not picture.tile or scale is None:
+    if not (smaller and isinstance(picture, JpegImageFile)) or scale is None:
         raise BadImage(name, f"{picture.width}x{picture.height} pixels, more than max_pixels={max_pixels} allows")
     if picture.info.get("several scans"):  # all coefficients of the whole are held, 2 bytes each
         across, down = (max(layer[axis] for layer in picture.layer) for axis in (1, 2))
@@ -380,7 +380,7 @@ def _grey(picture: Image.Image) -> Image.Image:
     boxes = [(0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows)]
     tags = getattr(picture, "tag_v2", {})
     most = 4095 if tags.get(_BITS) == (12,) else 65535
-    if picture.mode == "F" or picture.mode == "I" and picture.format != "PPM":  # whose values Pillow brings to 16 bits
+    if picture.mode == "F" or picture.mode == "I" and picture.format not in ("PPM", "PNG"):  # which are of 16 bits
         most = _range(np.asarray(picture.crop(box)) for box in boxes)
     grey = Image.new("L", picture.size)
     for box in boxes:
