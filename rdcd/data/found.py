@@ -15,7 +15,8 @@ HEIC = (".heic", ".heif", ".hif", ".heics", ".heifs")
 AVIF, JPEG2000 = (".avif", ".avifs"), (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
 OPTIONAL = {  # suffixes → whether they can be read here, and what reads them
     HEIC: (find_spec("pillow_heif") is not None, "pip install pillow-heif"),
-    AVIF: ("avif" in features.get_supported_modules() or find_spec("pillow_avif") is not None, "pip install 'pillow>=11.3'"),
+    AVIF: ("avif" in features.get_supported_modules() or find_spec("pillow_avif") is not None,
+           "pip install 'pillow>=11.3'"),
     JPEG2000: (bool(features.check("jpg_2000")), "a Pillow with OpenJPEG: pip install --force-reinstall pillow")}
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif",
               ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi",
