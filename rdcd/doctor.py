@@ -55,13 +55,30 @@ print(f"a search on the CPU, {faiss.omp_get_max_threads()} threads")
 from PIL import features
 absent = [name for name in ("jpg", "zlib", "webp", "libtiff") if not features.check(name)]
 assert not absent, f"Pillow cannot read {', '.join(absent)}"
-print("JPEG" + " by libjpeg-turbo" * bool(features.check("libjpeg_turbo")) + ", PNG, WebP, TIFF")
+print("JPEG" + " by libjpeg-turbo" * bool(features.check("libjpeg_turbo")) + ", PNG, WebP, TIFF, BMP, GIF, PPM, QOI")
 """, "pip install --force-reinstall pillow"),
+    "AVIF": ("""
+from rdcd.data.found import AVIF, OPTIONAL
+assert OPTIONAL[AVIF][0], "AVIF files are left out"
+print("AVIF files are read")
+""", "to read them: pip install 'pillow>=11.3'"),
+    "JPEG 2000": ("""
+from rdcd.data.found import JPEG2000, OPTIONAL
+assert OPTIONAL[JPEG2000][0], "JPEG 2000 files are left out"
+print("JPEG 2000 files are read")
+""", "to read them: pip install --force-reinstall pillow"),
+    "HEIC": ("""
+from rdcd.data.found import HEIC, OPTIONAL
+assert OPTIONAL[HEIC][0], "HEIC files are left out"
+import pillow_heif
+print(f"HEIC files are read, by pillow-heif {pillow_heif.__version__}")
+""", "to read the photographs of telephones: pip install pillow-heif"),
     "overlays": ("""
 from rdcd.augment import assets
 print(f"{len(assets.typefaces())} fonts, {len(assets.emoji_files())} emoji of AugLy")
 """, "pip install --force-reinstall augly, or train with augment=strong_blur"),
 }
+OPTIONAL = {"AVIF", "JPEG 2000", "HEIC"}  # formats of images that can be done without
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,7 @@ def _trials() -> Iterator[Finding]:
     """Let every library that is compiled do a little of its work."""
     for name, (code, advice) in TRIALS.items():
         works, said = attempt(code)
-        yield Finding(name, "ok" if works else "FAILED", said, "" if works else advice)
+        yield Finding(name, "ok" if works else "note" if name in OPTIONAL else "FAILED", said, "" if works else advice)
 
 
 def attempt(code: str, *, seconds: float = 300) -> tuple[bool, str]:

@@ -13,7 +13,7 @@ from rdcd.collection.outputs import choose_out
 from rdcd.collection.pictures import Embedder, settle_bad
 from rdcd.data.benchmark import make_benchmark
 from rdcd.data.disc import Benchmark
-from rdcd.data.images import find_images
+from rdcd.data.images import find_images, reads_images
 from rdcd.data.layouts import open_layout
 from rdcd.data.manifest import Manifest
 from rdcd.errors import BadImage, UserError, check_number, check_path
@@ -47,6 +47,7 @@ class _Role:
     vectors: np.ndarray
 
 
+@reads_images
 def calibrate(*, checkpoint: str | Path, data: DataRoot = DataRoot(), layout: str = "disc", split: str = "dev",
               images: str | Path | None = None, queries: int | None = None, codecs: Sequence[str] | str = FLAT,
               k: int = 10, seed: int = 0, out: str | Path | None = None, batch_size: int = 64,

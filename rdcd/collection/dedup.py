@@ -28,6 +28,7 @@ from rdcd.collection.outputs import choose_out, rows_written
 from rdcd.collection.pictures import Embedder, list_pictures, places, settle_bad
 from rdcd.collection.scoring import AUTO, Scoring, check_asked, choose_scoring
 from rdcd.collection.search import case_page, query_blocks, write_cases
+from rdcd.data.images import reads_images
 from rdcd.errors import BadImage, UserError, check_number
 from rdcd.provenance import provenance
 from rdcd.retrieval.index import FLAT, Index
@@ -37,6 +38,7 @@ ACTION_COLUMNS = ("path", "action", "of", "score", "confidence", "reason", "grou
 SURE = 0.99  # expected precision from which a picture that looks alike is called a duplicate
 
 
+@reads_images
 def dedup(*, images: Images, against: Images = None, model: str | None = None, out: str | Path | None = None,
           k: int = 20, threshold: float | None = None, precision: float | None = None, score_norm: str | None = AUTO,
           background: Images = None, codec: str | None = None, gallery: int = 1000, batch_size: int = 64,

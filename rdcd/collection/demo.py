@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rdcd.collection.finder import Finder
 from rdcd.collection.scoring import AUTO
+from rdcd.data.images import reads_images
 from rdcd.errors import UserError, check_number
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"  # this machine alone: there is no log-in
 
 
+@reads_images
 def demo(*, index: str | Path, port: int = 8000, max_megabytes: float = 20, k: int = 10,
          threshold: float | None = None, precision: float | None = None, score_norm: str | None = AUTO,
          model: str | None = None, device: str | None = None, allow_torchscript: bool = False) -> None:

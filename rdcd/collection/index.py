@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rdcd.collection.pictures import Embedder, list_pictures, places, settle_bad
+from rdcd.data.images import reads_images
 from rdcd.errors import BadImage, UserError, check_number, check_path
 from rdcd.files import check_output, composed
 from rdcd.provenance import provenance
@@ -20,6 +21,7 @@ from rdcd.retrieval.segments import SegmentWriter
 Images = str | Path | Sequence[str | Path] | None
 
 
+@reads_images
 def build(*, index: str | Path, images: Images, model: str, codec: str = FLAT, factory: str = FLAT,
           background: Images = None, background_size: int = 10_000, size: int | None = None,
           resize: str | None = None, batch_size: int = 64, workers: int | None = None, device: str | None = None,
@@ -71,6 +73,7 @@ def make_index(folder: str | Path, paths: Sequence[str], embedder: Embedder, bad
         return writer.commit(added)
 
 
+@reads_images
 def add(*, index: str | Path, images: Images, model: str | None = None, codec: str | None = None,
         batch_size: int = 64, workers: int | None = None, device: str | None = None,
         allow_torchscript: bool = False) -> Index:

@@ -11,6 +11,7 @@ from rdcd.collection.matching import Block, Case, find_matches
 from rdcd.collection.outputs import choose_out, rows_written
 from rdcd.collection.pictures import Embedder, list_pictures, settle_bad
 from rdcd.collection.scoring import AUTO, Scoring, check_asked, choose_scoring
+from rdcd.data.images import reads_images
 from rdcd.errors import BadImage, check_number, check_path
 from rdcd.provenance import provenance
 from rdcd.retrieval.index import Index
@@ -18,6 +19,7 @@ from rdcd.retrieval.index import Index
 COLUMNS = ("query", "match", "score", "confidence", "kind")
 
 
+@reads_images
 def search(*, index: str | Path, images: Images, out: str | Path | None = None, k: int = 10,
            threshold: float | None = None, precision: float | None = None, score_norm: str | None = AUTO,
            itself: bool = False, gallery: int = 1000, model: str | None = None, batch_size: int = 64,

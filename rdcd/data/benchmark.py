@@ -12,7 +12,7 @@ from rdcd.augment.edits import check_families
 from rdcd.augment.edits_picture import augly
 from rdcd.data.benchmark_files import draw_split, write_benchmark
 from rdcd.data.folder import LEAST_SIDE, Split, split_folder
-from rdcd.data.images import find_images
+from rdcd.data.images import find_images, reads_images
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.parallel import process_map
 from rdcd.errors import UserError, check_number
@@ -20,6 +20,7 @@ from rdcd.files import write_json
 from rdcd.provenance import provenance
 
 
+@reads_images
 def make_benchmark(*, source: str = "synthetic", out: str | Path, photos: str | Path | None = None,
                    train_photos: str | Path | None = None, seed: int = 0, train: int | None = None,
                    references: int | None = None, sources: int | None = None, queries: int | None = None,

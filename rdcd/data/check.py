@@ -15,6 +15,7 @@ from rdcd.data import copydays, disc, ndec, official
 from rdcd.data.check_parts import OTHER_SIZE, Check, Findings, Part
 from rdcd.data.checksums import Checksums, compare, contents, relative, write_list
 from rdcd.data.ground_truth import read_ground_truth
+from rdcd.data.images import reads_images
 from rdcd.data.layouts import check_options, open_layout
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import Map, process_map
@@ -29,6 +30,7 @@ COLOURS = {"ok": "green", "note": "yellow", "FAILED": "bold red"}
 PAGES = {"disc": official.DISC_PAGE, "ndec": official.NDEC_PAGE, "cd10k": official.COPYDAYS_PAGE}
 
 
+@reads_images
 def check_data(*, root: str | Path, layout: str = "disc", split: str = "dev", pairs: str | Path | None = None,
                background: str | Path | None = None, distractors: str | Path | None = None,
                samples: int | None = 200, seed: int = 0, workers: int | None = None,

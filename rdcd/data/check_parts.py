@@ -164,6 +164,9 @@ class Findings:
                  ok=bool(found.count) and size in (None, found.count), fatal=fatal,
                  advice="get them whole, and unpack every archive" if fatal else OTHER_SIZE,
                  pages=[part.page] if fatal else [])
+        if found.left.count:
+            self.add(f"{part.name}: left out", "no other images", str(found.left), fatal=False,
+                     advice="hidden files and other formats are no part of it: convert or move them if they should be")
         if not found.count:
             return
         if run is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from rdcd.data.images import MAX_PIXELS, check_regular, open_image, opened, orientation_of, turned_upright
+from rdcd.data.images import check_regular, open_image, opened, orientation_of, pixel_limit, turned_upright, upright
 
 _WHOLE = 1 << 25  # bytes of a file that is read at once
 _BASELINE, _SCAN, _TURNING = 0xC0, 0xDA, 0xE1  # markers of JPEG; APP1 holds EXIF or XMP
@@ -25,15 +25,16 @@ class Encoded:
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
-        self.source, self._orientation = source, 1
+        self.source, self._orientation, self._reduction = source, 1, 1
         self._data = _plain_jpeg(source)
         if self._data is not None:
             self.height, self.width = simplejpeg.decode_jpeg_header(self._data)[:2]
             return
         with opened(source) as picture:
             self._orientation = orientation_of(picture)
-            self.width, self.height = picture.size if self._orientation < 5 else picture.size[::-1]
-            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+            self.width, self.height = upright(picture)
+            self._reduction = picture.info.get("reduction", 1)  # above the limit of pixels
+            if picture.format == "JPEG" and picture.mode == "RGB":
                 picture.fp.seek(0)
                 self._data = picture.fp.read()
 
@@ -49,6 +50,7 @@ class Encoded:
         if self._data is not None:
             try:
                 height, width, space, _ = simplejpeg.decode_jpeg_header(self._data)
+                reduction = min(reduction * self._reduction, 8)
                 if space == "YCbCr":
                     return turned_upright(simplejpeg.decode_jpeg(
                         self._data, min_height=-(-height // reduction), min_width=-(-width // reduction),
@@ -79,24 +81,26 @@ def _plain_jpeg(source: str | Path | bytes) -> bytes | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(source)
     except (ValueError, IndexError):
         return None
-    return source if space == "YCbCr" and height * width <= MAX_PIXELS else None
+    return source if space == "YCbCr" and height * width <= pixel_limit() else None
 
 
 def _is_plain(data: bytes) -> bool:
-    """Go from marker to marker of a JPEG up to its scan: it is baseline, and no EXIF or XMP may tell how to turn it.
+    """Go from marker to marker of a JPEG up to its scan: it is baseline, all of it in one scan, and no EXIF or XMP may
+    tell how to turn it.
 
     Raises:
         IndexError: it ends before that.
     """
     if not data.startswith(b"\xff\xd8"):
         return False
-    place, baseline = 2, False
+    place, colours = 2, 0
     while data[place] == 0xFF:
         kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
         if kind == _SCAN:
-            return baseline
+            return data[place + 4] == colours
         if kind == _TURNING or kind in _FRAMES or length < 2:
             return False
-        baseline |= kind == _BASELINE
+        if kind == _BASELINE:
+            colours = data[place + 9]
         place += 2 + length
     return False

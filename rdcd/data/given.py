@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from rdcd.data.images import MAX_PIXELS
+from rdcd.data.images import pixel_limit
 from rdcd.errors import BadImage, UserError
 from rdcd.files import sha256
 
@@ -45,7 +45,7 @@ class Given:
         if isinstance(one, str | Path):
             return Path(one)
         if isinstance(one, Image.Image):
-            if one.width * one.height <= MAX_PIXELS:
+            if one.width * one.height <= pixel_limit():
                 with self._turn, suppress(Exception):  # one thread at a time; `open_image` meets the same error
                     one.load()
             return one

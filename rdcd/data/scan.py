@@ -14,31 +14,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from rdcd.data.images import EXTENSIONS
+from rdcd.data.found import EXTENSIONS, LeftOut, Trouble, printable, walk
 from rdcd.data.official import Ids
 from rdcd.data.parallel import Map, Result
-from rdcd.errors import UserError
 from rdcd.files import composed
 
-FEW = 5  # of each kind of trouble, so many are remembered by name
 BLOCK = 100_000  # paths handed to the processes at a time
-
-
-@dataclass
-class Trouble:
-    """How often something was met, and the first few times by name."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, what: str) -> None:
-        """Note one more; it may name a file of any bytes."""
-        self.count += 1
-        if len(self.first) < FEW:
-            self.first.append(printable(what))
-
-    def __str__(self) -> str:
-        return ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
 
 
 @dataclass
@@ -53,6 +34,7 @@ class Scan:
         unusable: empty files, links that lead nowhere, paths that are not UTF-8.
         absent: wanted names that are not there.
         others: suffix → number of files that are no pictures.
+        left: what looks like pictures and is left out.
         sample: pictures drawn by a hash of seed and path, whatever the order they lie in.
     """
 
@@ -63,6 +45,7 @@ class Scan:
     unusable: Trouble = field(default_factory=Trouble)
     absent: set[str] = field(default_factory=set)
     others: Counter = field(default_factory=Counter)
+    left: LeftOut = field(default_factory=LeftOut)
     sample: list[Path] = field(default_factory=list)
 
     @property
@@ -73,7 +56,7 @@ class Scan:
 
 def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collection[str] = (), samples: int = 200,
          seed: int = 0, label: str = "scan") -> Scan:
-    """Look through folders, by the rules of `rdcd.data.images.find_images`.
+    """Look through folders, by the rules of `rdcd.data.found.find_images`.
 
     Names are those of `Manifest`: file names without extension of a folder labelled "", else `label/path`; not the
     longer ones of twins. One name a picture is kept while it runs, and none after.
@@ -91,7 +74,7 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
     drawn: list[tuple[int, str]] = []  # a heap, the largest hash first
     with counting(label) as advance:
         for mark, folder in folders.items():
-            for top, below, file in walk(folder):
+            for top, below, file in walk(folder, found.left):
                 advance()
                 stem, suffix = os.path.splitext(file)
                 if suffix.lower() not in EXTENSIONS:
@@ -116,42 +99,6 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                     (heapq.heappush if len(drawn) < samples else heapq.heappushpop)(drawn, item)
     found.sample = sorted(Path(path) for _, path in drawn)
     return found
-
-
-def walk(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (folder, its path below the first with a slash at the end, file), sorted by the bytes of their paths.
-
-    Hidden files are left out; linked folders are looked into, each once.
-
-    Raises:
-        UserError: a folder that cannot be read.
-    """
-    seen = set()
-
-    def visit(top: str, below: str) -> Iterator[tuple[str, str, str]]:
-        real = os.path.realpath(top)
-        if real in seen:
-            return
-        seen.add(real)
-        try:
-            with os.scandir(top) as entries:
-                names = [entry.name + "/" * _is_folder(entry) for entry in entries]
-        except OSError as error:
-            raise UserError(f"cannot look into {error.filename} ({error.strerror}): make it readable") from error
-        for name in sorted(names, key=os.fsencode):
-            if name.endswith("/"):
-                yield from visit(os.path.join(top, name[:-1]), below + name)
-            elif not name.startswith("."):
-                yield top, below, name
-
-    yield from visit(str(folder), "")
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def pictures(folder: Path) -> Iterator[str]:
@@ -187,11 +134,6 @@ def _problem(path: str) -> str | None:
 def name_hash(text: str) -> int:
     """Return 64 bits that depend on a path, of any bytes, alone."""
     return int.from_bytes(blake2b(os.fsencode(text), digest_size=8).digest(), "big")
-
-
-def printable(text: str) -> str:
-    """Return a path as text that can be written anywhere, though a file name may be any bytes."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rdcd.data.images import EXTENSIONS, find_images
+from rdcd.data.found import EXTENSIONS, UNREADABLE, LeftOut, find_images, is_hidden, is_hidden_path
 from rdcd.data.manifest import Manifest, path_name
 from rdcd.data.progress import track
 from rdcd.errors import BadImage, UserError
@@ -36,14 +36,18 @@ class TarShards(Manifest):
         shards, offsets, sizes = array("i"), array("q"), array("q")
         members: list[str] = []
         names: list[str] = []
-        self.shards, self.skipped = list(paths), 0
+        self.shards, self.skipped, self.left = list(paths), 0, LeftOut()
         root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
         with track(len(paths), "tar shards", unit="shards") as advance:
             for number, path in enumerate(paths):
                 for member in _members(path):
                     kept = PurePosixPath(member.name)
-                    if not member.isreg() or member.sparse is not None or kept.suffix.lower() not in EXTENSIONS:
+                    hidden = is_hidden_path(kept)
+                    if (hidden or not member.isreg() or member.sparse is not None
+                            or kept.suffix.lower() not in EXTENSIONS):
                         self.skipped += not member.isdir()
+                        if member.isreg():
+                            self.left.file(str(kept), hidden=hidden)
                         continue
                     shards.append(number)
                     offsets.append(member.offset_data)
@@ -53,7 +57,8 @@ class TarShards(Manifest):
                 advance(1)
         if not names:
             raise UserError(f"no pictures in {paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
-                            + f": expected files ending in {', '.join(EXTENSIONS)}")
+                            + f": expected files ending in {', '.join(EXTENSIONS)}"
+                            + f"; left out {self.left}" * bool(self.left.kinds))
         super().__init__(root, members, names=names)
         self._shard, self._offset, self._size = (np.array(values) for values in (shards, offsets, sizes))
 
@@ -167,7 +172,8 @@ def _opened(images: str | Path, *, ids: str) -> Manifest:
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         inside = list(os.scandir(path)) if shards else []
-        if shards and not any(entry.is_dir() or Path(entry.name).suffix.lower() in EXTENSIONS for entry in inside):
+        if shards and not any((entry.is_dir() or Path(entry.name).suffix.lower() in EXTENSIONS)
+                                  and not is_hidden(entry.name) for entry in inside):
             return _shards(shards, ids=ids)
         if shards:
             print(f"{path} holds pictures or folders beside {len(shards)} tar files, which are left out; "
@@ -179,6 +185,8 @@ def _opened(images: str | Path, *, ids: str) -> Manifest:
             return _shards([path], ids=ids)
         if path.suffix.lower() in EXTENSIONS:
             raise UserError(f"images={path} is one picture: expected a folder, a .tar, or a list of pictures")
+        if (suffix := path.suffix.lower()) in UNREADABLE:
+            raise UserError(f"images={path}: {suffix} cannot be read here: {UNREADABLE[suffix]}")
         return read_list(path, ids=ids)
     found = sorted(map(Path, glob(str(images)))) if any(sign in str(images) for sign in "*?[") else []
     if found:
@@ -191,6 +199,7 @@ def _opened(images: str | Path, *, ids: str) -> Manifest:
 
 def _shards(paths: list[Path], *, ids: str) -> TarShards:
     pictures = TarShards(paths, ids=ids)
-    if pictures.skipped:
-        print(f"{pictures.skipped:,} members of the tar files are left out: no files that end as pictures do")
+    pictures.left.say(paths[0] if len(paths) == 1 else f"{len(paths)} tar files")
+    if others := pictures.skipped - pictures.left.count:
+        print(f"{others:,} members of the tar files are left out: no files that end as pictures do")
     return pictures

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rdcd.data.disc import Benchmark, read_edit_families
+from rdcd.data.images import reads_images
 from rdcd.data.layouts import open_layout
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.errors import UserError, check_number, check_path
@@ -43,6 +44,7 @@ class DataRoot:
     distractors: str | None = None
 
 
+@reads_images
 def evaluate(*, checkpoint: str | Sequence[str] = "latest", data: DataRoot = DataRoot(),
              protocol: Protocol = Protocol(), out: str | None = None, batch_size: int = 64,
              workers: int | None = None, device: str | None = None, keep_descriptors: bool = True,

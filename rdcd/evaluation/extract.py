@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rdcd.data.images import reads_images
 from rdcd.data.ledger import MAX_BAD_SHARE, Ledger
 from rdcd.data.manifest import Manifest
 from rdcd.data.parallel import loader_workers, own_cores, share_cores
@@ -136,6 +137,7 @@ def take_cores(device: str, workers: int | None) -> None:
     share_cores(device, threads=own_cores() if alone and "OMP_NUM_THREADS" not in os.environ else None)
 
 
+@reads_images
 def extract(*, images: str, model: str, out: str, size: int | None = None, resize: str | None = None,
             decode: str = "reduced", bucket: int | None = None, precision: str = "fp32", compile: bool = False,
             ids: str = "stem", batch_size: int = 64, shard: int = 4096, max_bad_share: float = MAX_BAD_SHARE,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from rdcd.data.images import reads_images
 from rdcd.data.views import RESIZES
 from rdcd.errors import UserError, check_number, check_path
 from rdcd.evaluation.runs import find_run
@@ -52,6 +53,7 @@ class Source:
     unknown: list[str] = field(default_factory=list)
 
 
+@reads_images
 def export(*, checkpoint: str | Path, out: str | Path, format: str = "safetensors", size: int | None = None,
            resize: str | None = None, images: str | Path | None = None, calibration_images: str | Path | None = None,
            calibration_count: int = 256, min_cosine: float = 0.95, benchmark: str | Path | None = None) -> Path:

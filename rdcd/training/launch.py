@@ -11,6 +11,7 @@ import yaml
 from pytorch_lightning.loggers import Logger
 
 from rdcd import provenance
+from rdcd.data.images import reads_images
 from rdcd.data.parallel import share_cores
 from rdcd.data.views import Augment, EpochSampler
 from rdcd.errors import UserError, check_number, check_path
@@ -72,6 +73,7 @@ def no_student(*, trunk: str, dim: str) -> None:
     """Return None: the choice `student=none` of the command line; its keys are for the run's name alone."""
 
 
+@reads_images
 def train(*, student: partial | None, loss: Callable[..., torch.nn.Module], data: DataSettings, augment: Augment,
           protocol: Protocol, trainer: TrainerSettings, teacher: TeacherFile | TrainedHere | ZooTeacher | None = None,
           logger: dict[str, Callable[..., Logger]] | None = None, seed: int = 0, name: str = "run",

@@ -142,7 +142,7 @@ def test_matches_are_those_of_search(place: Path, served: Served, tmp_path: Path
 
 @pytest.mark.parametrize(("body", "status", "reason"), [
     (encoded(scene(1))[:-300], 422, "truncated"),
-    (huge_png(), 422, "decompression bomb"),
+    (huge_png(), 422, "more than max_pixels=100000000 allows"),
     (b"just text", 422, "no sound file of the formats JPEG"),
     (b"", 422, "the file is empty"),
     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "no sound file"),

@@ -38,7 +38,8 @@ def originals() -> dict[str, bytes]:
         "animated.png": (rgb, frames), "animated.gif": (rgb, frames), "palette.gif": (rgb.quantize(8), {}),
         "lossy.webp": (rgb, {"exif": exif}), "lossless.webp": (rgba, {"lossless": True}),
         "animated.webp": (rgb, frames), "alpha.webp": (rgba, {}), "rgb.bmp": (rgb, {}), "rgb.ppm": (rgb, {}),
-        "palette.bmp": (rgb.quantize(8), {}),
+        "palette.bmp": (rgb.quantize(8), {}), "rgb.avif": (rgb, {"exif": exif}), "rgb.jp2": (rgb, {}),
+        "wide.pgm": (wide.convert("I"), {}), "rgba.qoi": (rgba, {}),
         "plain.tif": (rgb, {"exif": exif}), "wide.tif": (wide, {}), "float.tif": (grey.convert("F"), {}),
         "pages.tif": (rgb, frames | {"compression": "tiff_lzw"}), "alpha.tif": (rgba, {"compression": "tiff_lzw"}),
         "group4.tif": (grey.convert("1"), {"compression": "group4"}),
@@ -47,8 +48,8 @@ def originals() -> dict[str, bytes]:
     files = {}
     for name, (picture, options) in made.items():
         buffer = io.BytesIO()
-        picture.save(buffer, {"jpg": "JPEG", "tif": "TIFF", "ppm": "PPM"}.get(name[-3:], name.rpartition(".")[2]),
-                     **options)
+        kind = {"jpg": "JPEG", "tif": "TIFF", "ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000"}
+        picture.save(buffer, kind.get(name[-3:], name.rpartition(".")[2]), **options)
         files[name] = buffer.getvalue()
     return files
 
