@@ -51,7 +51,7 @@ def check_common(config):
                                  "device": None}
     assert values(config["data"], "size", "test_size", "synthetic") == (224, 288, None)
     trainer = config["trainer"]
-    assert values(trainer, "epochs", "precision", "sync_batchnorm") == (100, "32-true", True)
+    assert values(trainer, "epochs", "precision", "sync_batchnorm", "shuffle_bn") == (100, "32-true", True, True)
     assert values(trainer["optimization"], "momentum", "weight_decay", "warmup_epochs", "clip") == (0.9, 1e-6, 5, None)
     assert config["protocol"]["name"] == "disc_dev_knn10" and config["baselines"] == []
 
