@@ -154,7 +154,7 @@ def _say_stale(made: Suggestions) -> None:
 def _group_card(actions: Sequence[dict]) -> Card:
     return Card([Tile(row["path"], row["action"], row["score"], row["confidence"],
                       f"{row['width']} × {row['height']}, {row['bytes'] / 1e3:,.0f} kB"
-                      + (f", {row['reason']}" if row["of"] else "")) for row in actions])
+                      + (f", {row['reason']}" if row["of"] else ""), row["sha256"]) for row in actions])
 
 
 def _between(folder: Path, own: Index | None, images: Images, index: Index, embedder: Embedder, scoring: Scoring,
