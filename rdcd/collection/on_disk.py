@@ -2,9 +2,9 @@
 
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 from rdcd.data.images import opened
@@ -65,9 +65,11 @@ def look(path: str, digest: bytes) -> OnDisk:
         return OnDisk(path, None, GONE)
     except OSError as error:
         return OnDisk(path, None, f"cannot be read now ({error.strerror})")
-    with suppress(BadImage), opened(path) as picture:
-        return OnDisk(path, about, None, *picture.size, "JPEG" if picture.format == "MPO" else picture.format or "")
-    return OnDisk(path, about)
+    try:
+        with opened(path, max_pixels=sys.maxsize) as picture:  # the header alone, so of any size
+            return OnDisk(path, about, None, *picture.size, "JPEG" if picture.format == "MPO" else picture.format)
+    except BadImage as error:  # read elsewhere, where a plugin is installed
+        return OnDisk(path, about, f"cannot be opened now ({error.reason})")
 
 
 def look_at_all(digests: Mapping[str, bytes]) -> dict[str, OnDisk]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rdcd.collection.keep import TIES, Rule
 from rdcd.collection.matching import ALIKE, IDENTICAL, SAME
-from rdcd.collection.on_disk import OnDisk, identities, look_at_all, same_file
+from rdcd.collection.on_disk import CHANGED, GONE, OnDisk, identities, look_at_all, same_file
 from rdcd.collection.rejected import Rejected
 
 COLUMNS = ("path", "action", "of", "score", "confidence", "reason", "group", "width", "height", "bytes", "sha256",
@@ -64,7 +64,7 @@ class Suggestions:
         self._links, self._rejected, self._given = links, rejected, rules
         self._rules = [*rules, *(rule for rule in TIES if rule not in rules)]
         self._files = look_at_all(links.digests)
-        self.stale = sum(file.fault is not None for file in self._files.values())
+        self.stale = sum(file.fault in (GONE, CHANGED) for file in self._files.values())
         self._mine = {path for path in links.digests if mine(path)}
         self._same, self._of = {}, {}  # path → an earlier one of the same file; → the one kept that it goes to
         self._order = self._ordered(theirs)

@@ -260,6 +260,21 @@ def test_what_changes_while_the_tables_are_written(tmp_path: Path, change: str, 
     assert row["action"] == "review" and row["reason"].startswith("identical file; ")
 
 
+def test_a_size_that_is_not_known_is_not_taken_for_none(tmp_path: Path) -> None:
+    """A picture above the limit of pixels has the most; one that cannot be opened here is for review."""
+    Image.new("1", (10_010, 10_000)).save(tmp_path / "large.png")
+    (tmp_path / "of a plugin.jpg").write_text("no picture")
+    Image.new("RGB", (4, 4)).save(tmp_path / "small.png")
+    files = [(str(path), hashlib.sha256(path.read_bytes()).digest()) for path in sorted(tmp_path.iterdir())]
+    links = Links()
+    for file in files[:2]:
+        links.add(*file, *files[2], 0.95, 0.995)
+    found = list(Suggestions(links, parse_keep("pixels"), Rejected()).rows())
+    assert [(Path(row["path"]).name, row["action"]) for row in found] == [
+        ("large.png", "keep"), ("small.png", "duplicate"), ("of a plugin.jpg", "review")]
+    assert found[0]["width"] == 10_010 and "cannot be opened now" in found[2]["reason"]
+
+
 # Groups
 
 
