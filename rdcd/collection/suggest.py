@@ -130,8 +130,10 @@ class Suggestions:
         return self._file[first] == self._file[second]
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """Yield the rows of actions.csv, group after group, in each the picture to keep first, then the others by
-        path. The files are looked at once more as each row is made: write it at once."""
+        """Yield the rows of actions.csv: group after group, the picture to keep first, then by path those of no group.
+
+        The files are looked at once more as each row is made: write it at once.
+        """
         for group in self._groups:
             for path in group:
                 yield self._row(path, kept=path == group[0] and path in self._kept, group=group)
