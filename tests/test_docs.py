@@ -77,7 +77,7 @@ def shrunk(command: str, places: dict[str, str]) -> list[str]:
         words += ["workers=0", "k=3"] + (["queries=4"] if "images=" in command else [])
     if words[:2] == ["rdcd", "search"]:  # the students of this test find too little for a precision
         words = [word if not word.startswith("precision=") else "threshold=0.5" for word in words] + ["workers=0"]
-    if words[:3] == ["rdcd", "index", "build"]:
+    if words[:3] == ["rdcd", "index", "build"] or words[:2] == ["rdcd", "dedup"]:
         words += ["workers=0"]
     for begin, small in BENCHES.items():
         if words[:3] == ["rdcd", "bench", begin]:
@@ -104,10 +104,11 @@ def test_commands_of_the_documents_run_in_their_order(place: Path, monkeypatch: 
     synthetic_checkpoint("sscd_disc_mixup", None, place / "sscd.pt")
     for name, make in (("ndec", make_ndec), ("cd10k", make_cd10k), ("mine", make_pairs)):
         make(place / name)
+    (place / "rejected.csv").write_text("path,of\nphotos/0.png,photos/1.png\n")
     places = {"DIR": "photos", "DIR2": "more", "ROOT": "root", "PHOTOS": "benchmark", "TRUNK": "trunk.safetensors",
               "RUN": "run", "TEACHER_RUN": "run", "AUTHORS_CKPT": "authors.ckpt", "SSCD_FILE": "sscd.pt",
               "NDEC": "ndec", "CD10K": "cd10k", "PHOTOS_DIR": "mine", "PAIRS_CSV": "mine/pairs.csv",
-              "INDEX": "index"}
+              "INDEX": "index", "REJECTED_CSV": "rejected.csv"}
     environment = os.environ | {"RDCD_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = []

@@ -44,17 +44,54 @@ function turn(step) {
   links[Math.min(Math.max(at + step, 0), links.length - 1)].focus();
 }
 
+// Pairs that are no duplicates: marked on the page, listed below it as rows of a CSV.
+const rejected = document.getElementById("rejected");
+
+function pathOf(tile) {
+  return decodeURIComponent(new URL(tile.querySelector("a").href).pathname);
+}
+
+function list() {
+  const rows = [];
+  for (const { tiles } of cards)
+    for (const tile of tiles)
+      if (tile.classList.contains("rejected"))
+        rows.push([pathOf(tile), pathOf(tiles[0]), tile.dataset.sha256 ?? "", tiles[0].dataset.sha256 ?? ""]);
+  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  rejected.hidden = !rows.length;
+  rejected.querySelector("textarea").value = [["path", "of", "sha256", "of_sha256"], ...rows]
+    .map((row) => row.map(quoted).join(",") + "\n").join("");
+}
+
+function reject(tile) {
+  const button = tile?.querySelector("button");
+  if (!button) return;
+  button.setAttribute("aria-pressed", tile.classList.toggle("rejected"));
+  list();
+}
+
+for (const { tiles } of cards)
+  for (const tile of tiles.slice(1)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "no duplicate";
+    button.setAttribute("aria-pressed", false);
+    button.addEventListener("click", () => reject(tile));
+    tile.append(button);
+  }
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape") {
     document.activeElement.blur();
     if (current >= 0) cards[current].node.focus();
-  } else if (document.activeElement.matches("input")) {
+  } else if (document.activeElement.matches("input, textarea")) {
     return;
   } else if (event.key === "j" || event.key === "ArrowDown") go(1);
   else if (event.key === "k" || event.key === "ArrowUp") go(-1);
   else if (event.key === "ArrowRight") turn(1);
   else if (event.key === "ArrowLeft") turn(-1);
+  else if (event.key === "n") reject(document.activeElement.closest("li"));
   else if (event.key === "/") filter.focus();
   else if (event.key === "s") least.focus();
   else if (event.key === "Enter" && current >= 0 && document.activeElement === cards[current].node)

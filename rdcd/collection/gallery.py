@@ -22,13 +22,15 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture on the page: what it is there as, its score and expected precision, and a line of detail."""
+    """A picture on the page: what it is there as, its score and expected precision, a line of detail, and the hash of
+    its file, which goes into the rows for `not_duplicates`."""
 
     path: str
     role: str
     score: float | None = None
     confidence: float | None = None
     detail: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _tile(tile: Tile, root: str, thumbnail: tuple[str | None, str]) -> str:
         sure = "" if tile.confidence is None else f'<span class="sure">expected precision {tile.confidence:.3g}</span>'
         marks += f'<b class="score">{tile.score:.4f}</b>{sure}'
     data = "" if tile.score is None else f' data-score="{tile.score:.6f}"'
+    data += f' data-sha256="{tile.sha256}"' if tile.sha256 else ""
     detail = f'<span class="detail">{text(tile.detail)}</span>' if tile.detail else ""
     return (f'<li{data}><a href="{text(path.as_uri())}" title="{text(tile.path)}" target="_blank" rel="noopener">'
             f'{shown}<span class="marks">{marks}</span><span class="file">{text(path.name)}</span>'

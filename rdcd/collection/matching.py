@@ -5,17 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rdcd.collection.on_disk import same_file
+from rdcd.collection.rejected import NONE, Rejected
 from rdcd.collection.scoring import Scoring
 from rdcd.retrieval.index import Index
 
 BLOCK = 4096  # pictures searched at a time
-ITSELF, IDENTICAL, ALIKE = "itself", "identical file", "alike"
+ITSELF, SAME, IDENTICAL, ALIKE = "itself", "same file", "identical file", "alike"
 
 
 @dataclass(frozen=True)
 class Match:
     """A picture found: path, score, expected precision (None: not known), and what kind of match it is: the very
-    same path, another file of the same bytes, or a picture that looks alike."""
+    same path, another path to the same file on the disk, another file of the same bytes, or a picture that looks
+    alike."""
 
     path: str
     score: float
@@ -29,6 +32,7 @@ class Case:
 
     query: str
     matches: list[Match]
+    digest: bytes = b""  # the query's SHA-256
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,24 @@ def blocks_of(index: Index) -> Iterator[Block]:
 
 
 def find_matches(blocks: Iterable[Block], index: Index, scoring: Scoring, *, k: int,
-                 itself: bool = False) -> Iterator[Case]:
+                 itself: bool = False, rejected: Rejected = NONE) -> Iterator[Case]:
     """Yield each query with its matches in the index, at most k, from the threshold on; those of the same bytes always.
 
     Args:
         itself: report a query's own entry in the index, too.
+        rejected: pairs that are left out; others take their places.
     """
     for block in blocks:
-        products, rows = index.nearest(block.coded, k if itself else k + 1)
+        products, rows = index.nearest(block.coded, k + (not itself) + rejected.most)
         scores = products - index.biases(block.coded, scoring.norm if len(index) else None)[:, None]
         good = (scores >= scoring.threshold) | _identical(index, block, products, rows)
+        good &= ~_rejected(rejected, index, block, rows, good)
         for i, path in enumerate(block.paths):
             confidences = scoring.confidence(scores[i, good[i]])
             found = [_match(index, path, block.digests[i], row, score, confidence) for row, score, confidence in
                      zip(rows[i, good[i]].tolist(), scores[i, good[i]].tolist(), confidences)]
-            yield Case(path, [match for match in found if itself or match.kind != ITSELF][:k])
+            yield Case(path, [match for match in found if itself or match.kind != ITSELF][:k],
+                       block.digests[i].tobytes())
 
 
 def _identical(index: Index, block: Block, products: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -80,9 +87,23 @@ def _identical(index: Index, block: Block, products: np.ndarray, rows: np.ndarra
     return same
 
 
+def _rejected(rejected: Rejected, index: Index, block: Block, rows: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Tell which of the good neighbours are rejected, bool [n, k]."""
+    struck = np.zeros_like(good)
+    for i, j in np.argwhere(good).tolist() if rejected else ():
+        row = int(rows[i, j])
+        struck[i, j] = rejected.pair(block.paths[i], block.digests[i].tobytes(), index.path(row), index.digest(row))
+    return struck
+
+
 def _match(index: Index, query: str, digest: np.ndarray, row: int, score: float, confidence: float | None) -> Match:
     path = index.path(row)
-    kind = ITSELF if path == query else IDENTICAL if index.digest(row) == digest.tobytes() else ALIKE
+    if path == query:
+        kind = ITSELF
+    elif index.digest(row) == digest.tobytes():
+        kind = SAME if same_file(path, query) else IDENTICAL
+    else:
+        kind = ALIKE
     return Match(path, score, confidence, kind)
 
 
@@ -95,11 +116,14 @@ class Pairs:
     scores: np.ndarray
 
 
-def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
+def find_pairs(index: Index, scoring: Scoring, *, k: int, rejected: Rejected = NONE) -> Pairs:
     """Find the pairs of copies inside an index, from each picture's k nearest; files of the same bytes always are.
 
     A pair's score is the lower of the two that its pictures have as each other's query. Beside the descriptors, which
     stay on disk, memory holds one block, 8 bytes a picture, and the pairs found.
+
+    Args:
+        rejected: pairs that are left out; others take their places.
     """
     bias = np.zeros(len(index))
     norm = scoring.norm if len(index) > 1 else None
@@ -109,10 +133,12 @@ def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
         row += len(block.paths)
     parts, row = [], 0
     for block in blocks_of(index):
-        products, others = index.nearest(block.coded, k + 1)
+        products, others = index.nearest(block.coded, k + 1 + rejected.most)
         own = np.broadcast_to(np.arange(row, row + len(products))[:, None], others.shape)
         scores = products - np.maximum(bias[own], bias[others])
         good = ((scores >= scoring.threshold) | _identical(index, block, products, others)) & (own != others)
+        left = ~_rejected(rejected, index, block, others, good)
+        good &= left & (np.cumsum(left, axis=1) <= k + 1)
         parts.append((np.minimum(own, others)[good], np.maximum(own, others)[good], scores[good]))
         row += len(products)
     if not parts:
@@ -120,23 +146,3 @@ def find_pairs(index: Index, scoring: Scoring, *, k: int) -> Pairs:
     first, second, scores = (np.concatenate(column) for column in zip(*parts))
     _, once = np.unique(first * np.int64(max(len(index), 1)) + second, return_index=True)
     return Pairs(first[once], second[once], scores[once])
-
-
-def groups_of(pairs: Pairs) -> list[list[int]]:
-    """Return the groups that pairs connect, each in order of row, largest first."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for pair in zip(pairs.first.tolist(), pairs.second.tolist()):
-        for row in pair:
-            parent.setdefault(row, row)
-        a, b = map(root, pair)
-        parent[max(a, b)] = min(a, b)
-    groups: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        groups.setdefault(root(row), []).append(row)
-    return sorted(groups.values(), key=lambda group: (-len(group), group))

@@ -10,6 +10,7 @@ from rdcd.collection.index import Images, index_embedder
 from rdcd.collection.matching import Block, Case, find_matches
 from rdcd.collection.outputs import choose_out, rows_written
 from rdcd.collection.pictures import Embedder, list_pictures, settle_bad
+from rdcd.collection.rejected import read_rejected
 from rdcd.collection.scoring import AUTO, Scoring, check_asked, choose_scoring
 from rdcd.data.images import reads_images
 from rdcd.errors import BadImage, check_number, check_path
@@ -22,8 +23,9 @@ COLUMNS = ("query", "match", "score", "confidence", "kind")
 @reads_images
 def search(*, index: str | Path, images: Images, out: str | Path | None = None, k: int = 10,
            threshold: float | None = None, precision: float | None = None, score_norm: str | None = AUTO,
-           itself: bool = False, gallery: int = 1000, model: str | None = None, batch_size: int = 64,
-           workers: int | None = None, device: str | None = None, allow_torchscript: bool = False) -> Path:
+           itself: bool = False, not_duplicates: str | Path | None = None, gallery: int = 1000,
+           model: str | None = None, batch_size: int = 64, workers: int | None = None, device: str | None = None,
+           allow_torchscript: bool = False) -> Path:
     """Find the copies of pictures in an index: the `rdcd search` command.
 
     Args:
@@ -33,6 +35,7 @@ def search(*, index: str | Path, images: Images, out: str | Path | None = None, 
         k: matches of a picture, at most.
         threshold, precision, score_norm: see `choose_scoring`.
         itself: report a picture's own entry in the index, too.
+        not_duplicates: table of pairs that are not reported, see `read_rejected`.
         gallery: pictures shown on the page with their matches, at most; 0: no page.
         model, batch_size, workers, device, allow_torchscript: see `rdcd index add`.
 
@@ -46,6 +49,7 @@ def search(*, index: str | Path, images: Images, out: str | Path | None = None, 
     check_number("k", k, 1)
     check_number("gallery", gallery, 0)
     check_asked(threshold, precision)
+    rejected, said = read_rejected(not_duplicates)
     opened = Index.open(index)
     paths, bad = list_pictures(images), []
     embedder = index_embedder(opened, model=model, batch_size=batch_size, workers=workers, device=device,
@@ -54,9 +58,11 @@ def search(*, index: str | Path, images: Images, out: str | Path | None = None, 
     folder = choose_out(out, "search")
     print(f"{len(paths):,} pictures in {opened.folder}, of {len(opened):,}; threshold {scoring.threshold:.4f}, "
           f"{scoring.said}", flush=True)
-    cases = find_matches(query_blocks(embedder, paths, opened, bad), opened, scoring, k=k, itself=itself)
+    cases = find_matches(query_blocks(embedder, paths, opened, bad), opened, scoring, k=k, itself=itself,
+                         rejected=rejected)
     shown, count, found = write_cases(folder, cases, scoring, gallery=gallery, record={
         "index": str(opened.folder.resolve()), "pictures": len(opened), "queries": len(paths), "k": k,
+        "not_duplicates": said,
         "model": opened.about["model"], "provenance": provenance(device=device)})
     settle_bad(folder / "bad_files.csv", bad)
     print(f"{count:,} matches of {found:,} pictures: {folder / 'matches.csv'}")

@@ -36,6 +36,17 @@ def test_an_answer_from_a_folder(album: Path, copies: Path, tmp_path: Path, monk
     assert len(rows(found / "matches.csv")) == len(rows(inside / "pairs.csv")) == 4
     assert len(rows(again / "matches.csv")) == 1
     assert '"command": "rdcd search index=ix images=copies' in (found / "matches.json").read_text()
+    table = inside / "actions.csv"
+    for words, pairs in (("keep=[folder:album/2023,format:jpg,newest]",), 4), ((f"not_duplicates={table}",), 0):
+        assert run("dedup", "images=[album,copies]", "model=thumbnail", quick, "out=again", *words) == 0
+        assert len(rows(Path("again") / "pairs.csv")) == pairs
+    assert run("search", "index=ix", "images=copies", quick, "out=again", f"not_duplicates={table}") == 0
+    assert rows(Path("again") / "matches.csv") == []
+    capsys.readouterr()
+    for words, said in (("keep=best", "keep=best: expected one of pixels, bytes"),
+                        ("not_duplicates=none.csv", "not_duplicates=none.csv: no such file")):
+        assert run("dedup", "images=album", "model=thumbnail", words) == 2
+        assert said in capsys.readouterr().err
     assert run("index", "remove", "index=ix", "images=album/2023") == 0
     capsys.readouterr()
     assert run("search", "index=ix", "images=nowhere") == 2

@@ -11,7 +11,7 @@ import pytest
 from miniatures import save, scene
 
 from rdcd.collection import matching
-from rdcd.collection.matching import Pairs, find_pairs, groups_of
+from rdcd.collection.matching import find_pairs
 from rdcd.collection.pictures import Embedder, Shard
 from rdcd.collection.scoring import Scoring
 from rdcd.errors import UserError
@@ -139,28 +139,6 @@ def test_refusals(album: Path, tmp_path: Path, build, duplicates, monkeypatch, a
     with pytest.raises(UserError, match=said):
         duplicates(**{"images": "album", "out": "out"} | asked)
     assert not (tmp_path / "out" / "pairs.csv").exists()
-
-
-def slow_groups(pairs: list[tuple[int, int]]) -> set[frozenset[int]]:
-    """Merge sets that share a member until none do."""
-    groups = [set(pair) for pair in pairs]
-    while True:
-        for a, b in combinations(groups, 2):
-            if a & b:
-                a |= b
-                groups.remove(b)
-                break
-        else:
-            return set(map(frozenset, groups))
-
-
-def test_groups_are_connected_components() -> None:
-    rng = np.random.default_rng(0)
-    pairs = sorted({tuple(sorted(pair)) for pair in rng.integers(0, 80, (40, 2)).tolist() if pair[0] != pair[1]})
-    first, second = (np.array(column) for column in zip(*pairs))
-    groups = groups_of(Pairs(first, second, np.ones(len(pairs))))
-    assert set(map(frozenset, groups)) == slow_groups(pairs) and all(group == sorted(group) for group in groups)
-    assert [len(group) for group in groups] == sorted(map(len, groups), reverse=True)
 
 
 def synthetic(self: Embedder, paths, bad, *, label, known=lambda path: None):

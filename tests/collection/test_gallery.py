@@ -1,5 +1,6 @@
 """The page: whole, escaped, and usable by keyboard in a real browser where there is one."""
 
+import csv
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from PIL import Image
 
 from rdcd.collection import gallery
 from rdcd.collection.gallery import Card, Page, Tile, write_gallery
+from rdcd.collection.rejected import read_rejected
 
 VOID = {"meta", "img", "input"}
 
@@ -146,6 +148,32 @@ def test_keys_and_filters_in_a_browser(tmp_path: Path, browser: Browser) -> None
     assert len(showing(browser)) == 5 and browser.run("document.querySelectorAll('li[hidden]').length") == 0
     assert browser.run("[...document.images].slice(0, 3).every((i) => i.complete && i.naturalWidth > 20)")
     assert browser.problems() == []  # no script error, no blocked or fetched address
+
+
+def test_rejected_pairs_are_listed_as_rows_to_save(tmp_path: Path, browser: Browser) -> None:
+    paths = pictures(tmp_path / 'a, "b" #é', 3)
+    hashes = [c * 64 for c in "abc"]
+    cards = [Card([Tile(paths[0], "keep", sha256=hashes[0]),
+                   *(Tile(paths[i], "review", 0.5, sha256=hashes[i]) for i in (1, 2))]),
+             Card([Tile(paths[1], "query"), Tile(paths[2], "alike", 0.4)])]
+    (written,) = write_gallery(tmp_path, page(cards))
+    browser.open(written.as_uri())
+    assert browser.run("rejected.hidden && document.querySelectorAll('.pair button').length") == 3
+    browser.run("document.querySelectorAll('#c1 button')[1].click()")
+    for key in ("j", "ArrowRight", "ArrowRight", "n"):
+        browser.press(key)
+    browser.run("document.querySelector('#c2 button').click()")
+    (tmp_path / "no.csv").write_text(browser.run("document.querySelector('textarea').value"), encoding="utf-8")
+    assert browser.run("rejected.hidden") is False
+    with open(tmp_path / "no.csv", newline="", encoding="utf-8") as file:
+        found = [tuple(row.values()) for row in csv.DictReader(file)]
+    one = (paths[1], paths[0], hashes[1], hashes[0])
+    assert found == [one, (paths[2], paths[0], hashes[2], hashes[0]), (paths[2], paths[1], "", "")]
+    rejected, _ = read_rejected(tmp_path / "no.csv")
+    assert rejected.pair(paths[2], bytes(32), paths[1], bytes(32))
+    assert rejected.pair("elsewhere", bytes.fromhex(hashes[0]), "moved", bytes.fromhex(hashes[2]))
+    browser.run("document.querySelectorAll('.rejected button').forEach((button) => button.click())")
+    assert browser.run("rejected.hidden") is True and browser.problems() == []
 
 
 def test_enter_opens_the_picture_itself(tmp_path: Path, browser: Browser) -> None:
