@@ -51,8 +51,7 @@ def thumbnails(folder, *, size=(32, 32), side=9):
     found = {}
     for path in sorted(Path(folder).rglob("*.jpg")):
         with Image.open(path) as picture:
-            target = size if isinstance(size, tuple) else [max(round(a * size / min(picture.size)), 1)
-                                                           for a in picture.size]
+            target = size if isinstance(size, tuple) else [size * a // min(picture.size) for a in picture.size]
             pixels = np.asarray(picture.convert("RGB").resize(target, Image.Resampling.BILINEAR)) / 255
         height, width = pixels.shape[:2]
         cells = np.array([[pixels[i * height // side:-(-(i + 1) * height // side),

@@ -79,7 +79,7 @@ def test_types_read_as_text_are_those_of_the_running_code() -> None:
         for place, target, keys in targets(tree(path)):
             module, _, name = target.rpartition(".")
             function = getattr(importlib.import_module(module), name)
-            for key in inspect.signature(function).parameters if target.startswith("rdcd.") else keys:
+            for key in inspect.signature(inspect.unwrap(function)).parameters if target.startswith("rdcd.") else keys:
                 real = runtime_types(function, key)
                 said = hints.parameters(target)[key]
                 plain = {*hints.SIMPLE, *(f"[{kind}" for kind in hints.SIMPLE)}

@@ -62,6 +62,7 @@ def reads_images(command: Callable) -> Callable:
     signature = inspect.signature(command)
     key = inspect.Parameter("max_pixels", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
     limited.__signature__ = signature.replace(parameters=[*signature.parameters.values(), key])
+    limited.__annotations__ = command.__annotations__ | {key.name: key.annotation}
     return limited
 
 
