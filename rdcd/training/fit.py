@@ -215,10 +215,9 @@ def make_trainer(settings: TrainerSettings, objective: torch.nn.Module, *, folde
             plugins=plugins, max_epochs=settings.epochs, default_root_dir=folder, **precision,
             accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
             strategy=_strategy(objective), gradient_clip_val=settings.optimization.clip, logger=logger,
-            callbacks=callbacks,
-            log_every_n_steps=min(settings.log_every, steps), check_val_every_n_epoch=settings.validate_every or 1,
-            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False)
+            callbacks=callbacks, log_every_n_steps=min(settings.log_every, steps),
+            check_val_every_n_epoch=settings.validate_every or 1, num_sanity_val_steps=0, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False)
     except (ValueError, MisconfigurationException) as error:  # Lightning's refusals name the choices
         raise UserError(f"trainer.accelerator={settings.accelerator}: {error}") from error
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # `LastCheckpoint` does it without waiting

@@ -19,6 +19,7 @@ from rdcd.training import collectives
 from rdcd.training.checkpoints import random_state, restore_random_state
 
 COSINE = 0.9999  # least, between descriptors of the file and of the network in memory
+ROUNDING = 1e-5  # distance of descriptors that are equal
 PICTURES, TRIES = 8, 100
 
 
@@ -55,11 +56,11 @@ class Witness(pl.Callback):
         """Write the file; under its name it appears once it has been loaded again and compared.
 
         Raises:
-            Unlike: it is another network; no file is left.
+            Unlike: it is another network, and is not kept; an earlier file of that name stays.
         """
         with atomic_path(self.path.with_suffix(".json")), atomic_path(self.path) as partial:  # the weights come first
-            self._compare(partial, f"nothing is left under that name, {self.path.parent / 'checkpoints' / 'last.ckpt'} "
-                                   f"holds what was trained")
+            self._compare(partial, f"it is not kept, {self.path.parent / 'checkpoints' / 'last.ckpt'} holds what was "
+                                   f"trained")
 
     def _rehearse(self, module: pl.LightningModule) -> None:
         self.shown = module.prepare(self._read().to(module.device))
@@ -88,16 +89,28 @@ class Witness(pl.Callback):
         except UserError as error:
             found = f"it cannot be loaded again ({error})".replace(str(path), str(self.path))
         else:
-            cosine = float(F.cosine_similarity(descriptors(loaded, self.shown), self.seen).min())
+            cosine = likeness(descriptors(loaded, self.shown), self.seen)
             if cosine >= COSINE:  # which NaN is not
                 return
             found = (f"loaded again, it gives descriptors of {len(self.shown)} pictures with a cosine of {cosine:.4f} "
-                     f"to those of the network in memory, expected at least {COSINE}")
+                     f"to those of the network in memory (about their mean, too), expected at least {COSINE}")
         finally:
             restore_random_state(generators)
         raise Unlike(f"{self.path}: the file it writes is not the network in training: {found}; {state}. Something of "
                      f"the student ({self.trunk}) is not in its card, or was changed for training alone: take another "
                      f"student, and report this")
+
+
+def likeness(found: Tensor, seen: Tensor) -> float:
+    """Return the least cosine between rows [n, d] of the same pictures, as they are and about the mean of `seen`.
+
+    Descriptors of a network at its start, or of one that has collapsed, are almost one: without the mean, another
+    network could hardly be told from it.
+    """
+    mean = seen.mean(dim=0)
+    about = F.cosine_similarity(found - mean, seen - mean)
+    about[(found - seen).norm(dim=1) < ROUNDING] = 1.0  # all that is left of some is rounding
+    return float(torch.minimum(F.cosine_similarity(found, seen), about).min())
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from config_files import CONFIGS, tree
 from safetensors.torch import load_file
 from test_equal_ranks import processes
-from timm.layers import BatchNormAct2d, SplitBatchNorm2d
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SplitBatchNorm2d
 from tiny_runs import settings
 from torch import nn
 
@@ -101,7 +101,8 @@ def test_descriptors_are_the_same_before_during_and_after(layer_sync, trunk):
 def test_modes_hooks_and_options_stay(layer_sync):
     network = nn.Sequential(nn.BatchNorm1d(3, eps=1e-2), nn.BatchNorm2d(3, affine=False), nn.BatchNorm3d(3),
                             BatchNormAct2d(3, drop_layer=nn.Dropout2d, act_layer=nn.SiLU),
-                            nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, momentum=None)).double()
+                            nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, momentum=None),
+                            FrozenBatchNormAct2d(3)).double()
     network[2].eval(), network[0].requires_grad_(False)
     called = []
     network[3].register_forward_hook(lambda *words: called.append(words))
@@ -109,9 +110,9 @@ def test_modes_hooks_and_options_stay(layer_sync):
     parts, words = made_of(network), [repr(norm).partition("(")[2] for norm in network]
     layer_sync.apply(network)
     assert [type(norm).__name__ for norm in network] == ["SyncBatchNorm"] * 3 + ["SyncBatchNormAct"] + [
-        "SyncBatchNorm"] * 2
+        "SyncBatchNorm"] * 2 + ["FrozenBatchNormAct2d"]
     assert [repr(norm).partition("(")[2] for norm in network] == words and made_of(network)[1:] == parts[1:]
-    assert [norm.training for norm in network] == [True, True, False, True, True, True]
+    assert [norm.training for norm in network] == [True, True, False, True, True, True, True]
     assert [id(p) for p in network.parameters()] == [id(p) for p in optimizer.param_groups[0]["params"]]
     network.eval()[3](torch.rand(2, 3, 4, 4, dtype=torch.float64))
     assert len(called) == 1 and isinstance(network[3].act, nn.SiLU) and isinstance(network[3].drop, nn.Dropout2d)
@@ -171,8 +172,8 @@ def trained(benchmark_root, plain_run, tmp_path_factory):
     with (patch.object(nn.SyncBatchNorm, "forward", over_all),
           patch.object(fit, "make_trainer", as_on_gpus(fit.make_trainer)),
           patch.object(nn.parallel.DistributedDataParallel, "_passing_sync_batchnorm_handle")):  # which wants GPUs
-        return {ranks: processes(benchmark_root, teacher, folder / str(ranks), ranks, "rdcd", trunk="test_efficientnet")
-                for ranks in (1, 2)}
+        return {ranks: processes(benchmark_root, teacher, folder / str(ranks), ranks, "rdcd", shuffle_bn=False,
+                                 trunk="test_efficientnet") for ranks in (1, 2)}
 
 
 def test_two_processes_train_the_network_of_one(trained):

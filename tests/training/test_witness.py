@@ -1,11 +1,13 @@
 """The file that a run writes is the network that it trained, or the run ends and says so."""
 
+import math
 from copy import deepcopy
 from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
 from test_equal_ranks import processes
 from test_sync import as_on_gpus
@@ -13,14 +15,13 @@ from tiny_runs import go, settings
 from torch import nn
 
 from rdcd.errors import UserError
-from rdcd.models.gem import GeM
 from rdcd.models.student import Student
 from rdcd.models.weights import load_student
 from rdcd.training import fit
 from rdcd.training.checkpoints import random_state
 from rdcd.training.module import CopyDetection
 from rdcd.training.objectives import RDCD, SSCD
-from rdcd.training.witness import Witness
+from rdcd.training.witness import Witness, likeness
 
 ALONE = {"teacher": None, "baselines": [], "loss": partial(RDCD, queue_size=16, relational_weight=0)}
 
@@ -29,10 +30,10 @@ def once(**changes):
     return settings(**{"epochs": 1, "validate_every": 0} | changes)
 
 
-def pooled_otherwise(**options):
-    """A student whose pooling is not the one that its card tells."""
+def normalizing_otherwise(**options):
+    """A student that normalizes images by other numbers than its card tells."""
     student = Student(**options)
-    student.pool = GeM(1.0)
+    student.std.fill_(1.0)
     return student
 
 
@@ -49,8 +50,8 @@ def left(run):
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (pooled_otherwise, r"the file it writes is not the network in training: .* cosine of 0\.\d+ .* at least 0\.9999"),
-    (extended, r"the file it writes is not the network in training: .*student.safetensors does not fit")])
+    (normalizing_otherwise, r"is not the network in training: .* cosine of -?0\.\d+ .* at least 0\.9999"),
+    (extended, r"is not the network in training: .*student.safetensors does not fit")], ids=["options", "layers"])
 def test_a_file_that_would_be_another_network_is_said_before_the_first_step(benchmark_root, tmp_path, make, said):
     with pytest.raises(UserError, match=said):
         go(benchmark_root, tmp_path / "run", student=partial(make, trunk="test_efficientnet", dim=8, kd_dim=12),
@@ -95,6 +96,16 @@ def test_ordinary_trunks_pass(benchmark_root, tmp_path, trunk):
     run = go(benchmark_root, tmp_path / "run", trainer=once(), loss=SSCD, teacher=None, baselines=[],
              student=partial(Student, trunk=trunk, dim=8, kd_dim=12))
     assert (run / "student.json").is_file()
+
+
+def test_descriptors_that_are_almost_one_hide_no_other_network():
+    torch.manual_seed(0)
+    middle, apart = F.normalize(torch.randn(8), dim=0), 1e-3 * torch.randn(6, 8)
+    seen, other = F.normalize(middle + apart, dim=1), F.normalize(middle + apart.flip(0), dim=1)
+    assert F.cosine_similarity(seen, other).min() > 0.9999 > likeness(other, seen)
+    one = seen[:1].expand(6, -1)
+    assert likeness(seen + 1e-6, seen) > 0.9999 and likeness(one + 1e-6, one) > 0.9999
+    assert likeness(-seen, seen) < -0.99 and math.isnan(likeness(seen * torch.nan, seen))
 
 
 def test_looking_changes_nothing_of_the_run(benchmark_root, tmp_path, monkeypatch):
