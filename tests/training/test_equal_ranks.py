@@ -51,7 +51,7 @@ def rank(root, teacher, folder, number, ranks, loss, *, trunk="test_convnext", a
        teacher=TeacherFile(str(teacher)), data={"batch_size": BATCH}, loss=OBJECTIVES[loss], baselines=[],
        student=partial(Student, trunk=trunk, dim=8, kd_dim=None),
        trainer=settings(**{"epochs": 3, "devices": ranks, "validate_every": 1, "optimization": Optimization(
-           algorithm="sgd", lr=2.0, warmup_epochs=1.0, clip=5.0)} | changes))
+           algorithm="sgd", lr=0.5, warmup_epochs=1.0, clip=5.0)} | changes))
 
 
 def processes(root, teacher, folder, ranks, loss, **changes):
