@@ -324,8 +324,8 @@ def _for_the_user(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), error.code
     if isinstance(error, OSError) and (error.filename or error.errno in FULL):
-        return (f"cannot read or write {error.filename or 'a file'}: {error.strerror}; look at the file, its folder, the "
-                f"space there and your rights to them"), 2
+        return (f"cannot read or write {error.filename or 'a file'}: {error.strerror}; look at the file, its folder, "
+                f"the space there and your rights to them"), 2
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
         return f"cannot read or write: {error}; look at where the links point", 2
     return None
