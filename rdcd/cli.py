@@ -103,6 +103,9 @@ def _run(command: str, overrides: list[str]) -> int:
                 place = re.search(r"full_key: (\S+)", str(error))
                 raise SystemExit(_fail(f"{place[1] if place else 'a choice'} takes no key {key[1]!r}: an experiment "
                                        f"sets it for another choice; leave out either")) from None
+            if resume and isinstance(cause, TypeError) and "required keyword-only argument" in str(cause):
+                raise SystemExit(_fail(f"the config.yaml of {config.resume} is not whole ({cause}): start the run "
+                                       f"again, or copy the file from another of the same settings")) from None
             if said := _for_the_user(cause):
                 raise SystemExit(_fail(*said)) from None
             raise cause from None
@@ -341,7 +344,8 @@ def _say(text: str) -> int:
 
 def _fail(message: str, code: int = 2) -> int:
     if "in DataLoader worker process" in message:  # torch puts the worker's traceback before the message
-        message = message.rpartition("UserError: ")[2].strip()
+        message = message.rpartition("UserError: ")[2]
+    message = " ".join(filter(None, map(str.strip, message.splitlines())))  # libraries' reasons may be of several lines
     if _first_to_say(message):
         print(f"rdcd: {message}", file=sys.stderr)
     return code
