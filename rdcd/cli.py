@@ -103,6 +103,9 @@ def _run(command: str, overrides: list[str]) -> int:
                 place = re.search(r"full_key: (\S+)", str(error))
                 raise SystemExit(_fail(f"{place[1] if place else 'a choice'} takes no key {key[1]!r}: an experiment "
                                        f"sets it for another choice; leave out either")) from None
+            if resume and re.search("required keyword-only argument|Error (locating|loading)", f"{error} {cause}"):
+                raise SystemExit(_fail(f"the config.yaml of {config.resume} is damaged ({cause}): start the run "
+                                       f"again, or copy the file from another of the same settings")) from None
             if said := _for_the_user(cause):
                 raise SystemExit(_fail(*said)) from None
             raise cause from None
@@ -287,8 +290,8 @@ def _resumed(config, words: list[str]):
     run = find_run(config.resume)
     try:
         saved = OmegaConf.load(run / "config.yaml")
-        if not isinstance(saved, DictConfig) or "_target_" not in saved:
-            raise ValueError("it holds no configuration")
+        if not isinstance(saved, DictConfig) or saved.get("_target_") != "rdcd.training.launch.train":
+            raise ValueError("it holds no configuration of a training")
     except FileNotFoundError:
         raise UserError(f"resume={config.resume}: {run} has no config.yaml, so it was not begun by `rdcd train`; "
                         f"name a run folder, or latest") from None
@@ -354,7 +357,8 @@ def _say(text: str) -> int:
 
 def _fail(message: str, code: int = 2) -> int:
     if "in DataLoader worker process" in message:  # torch puts the worker's traceback before the message
-        message = message.rpartition("UserError: ")[2].strip()
+        message = message.rpartition("UserError: ")[2]
+    message = " ".join(filter(None, map(str.strip, message.splitlines())))  # libraries' reasons may be of several lines
     if _first_to_say(message):
         print(f"rdcd: {message}", file=sys.stderr)
     return code

@@ -75,7 +75,8 @@ def write_gallery(folder: Path, page: Page) -> list[Path]:
     script = (_HERE / "gallery.js").read_text(encoding="utf-8")
     template = Template((_HERE / "gallery.html").read_text(encoding="utf-8"))
     folders = {str(Path(tile.path).parent) for card in page.cards for tile in card.tiles}
-    root = (os.path.commonpath(folders) if folders else "").rstrip("/")  # below / alone, whole paths are clearer
+    one = folders and len({os.path.isabs(folder) for folder in folders}) == 1  # a damaged index has both kinds
+    root = (os.path.commonpath(folders) if one else "").rstrip("/")  # below / alone, whole paths are clearer
     number = 0
     with track(sum(min(len(card.tiles), _SHOWN) for card in page.cards), "gallery") as advance, \
             ThreadPoolExecutor(min(available_cores(), 8)) as pool:

@@ -66,12 +66,16 @@ def read_curves(logs: Path) -> dict[str, dict[str, tuple[list[float], list[float
     """Read Lightning's CSV logs under `logs` as panel → series → (steps, values), resumed parts joined."""
     series: dict[str, dict[float, float]] = {}
     for path in sorted(logs.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = float(row["step"])
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        series.setdefault(name, {})[step] = float(value)
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    step = float(row["step"])
+                    for name, value in row.items():
+                        if value and name not in ("step", "epoch"):
+                            series.setdefault(name, {})[step] = float(value)
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path} is no log of a training ({type(error).__name__}: {error}): copy it again, or "
+                            f"remove it to go without its curves") from None
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     titles = {"images_per_s": "images/s", "data_wait": "share of time waiting for data", "lr": "learning rate",
               "effective_rank_h": "effective rank", "effective_rank_z": "effective rank",

@@ -1,6 +1,7 @@
 """Student weights on disk: `student.safetensors` and its card `student.json` (DESIGN, contracts)."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -109,7 +110,8 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: a run keeps its own in RUN/checkpoints/last.ckpt")
     try:
-        with open(path, "rb") as file:  # torch goes by the name of what it is given by name
+        with open(path, "rb") as file, warnings.catch_warnings():  # torch goes by the name of what it is given by name
+            warnings.simplefilter("ignore")  # that TorchScript is loaded otherwise: we say what is wrong
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated or hostile files raise anything, from zip to pickle errors
         raise UserError(f"{path} ({path.stat().st_size:,} bytes) is not a readable checkpoint "

@@ -170,7 +170,10 @@ class Codec:
             UserError: the file cannot be read.
         """
         try:
-            self._take(faiss.read_index(str(path)))
+            index = faiss.read_index(str(path))
+            if index is None or index.d != self._index.d:  # faiss has a file for no index, too
+                raise RuntimeError("it holds no index" if index is None else f"it takes {index.d}-d descriptors")
+            self._take(index)
         except RuntimeError as error:
             raise UserError(f"{path} is no trained {self._name} ({error}): copy it again, or build anew") from None
         return self

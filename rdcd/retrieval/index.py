@@ -114,8 +114,11 @@ class Index:
         """The background, coded, float32 [m, coded_dim]: as given, or those of the index's pictures whose files have
         the lowest hashes: the same ones in whatever order the pictures came, equal files once."""
         if self.about["background"]["source"]:
-            vectors = np.fromfile(self.folder / "background.f32", dtype=np.float32)
-            return vectors.reshape(-1, self.code_dim)
+            path = self.folder / "background.f32"
+            if path.stat().st_size % (4 * self.code_dim):
+                raise UserError(f"{path} is damaged: {path.stat().st_size:,} bytes are no whole number of "
+                                f"{self.code_dim}-d descriptors; build the index again")
+            return np.fromfile(path, dtype=np.float32).reshape(-1, self.code_dim)
         if not len(self):
             return np.empty((0, self.code_dim), np.float32)
         hashes = np.concatenate([np.ascontiguousarray(segment.digests[:, :8]).view(">u8").ravel()

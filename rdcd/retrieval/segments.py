@@ -2,6 +2,7 @@
 
 import heapq
 import mmap
+import os
 import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -40,30 +41,39 @@ class Segment:
         self.digests = _mapped(folder / "digests.u8", np.uint8, (rows, DIGEST))
         self._ends = _mapped(folder / "path_ends.i64", np.int64, (rows,))
         with open(folder / "paths.utf8", "rb") as file:
+            if os.fstat(file.fileno()).st_size != self._ends[-1] or (np.diff(self._ends, prepend=0) <= 0).any():
+                raise UserError(f"{folder} is damaged: its paths are not as long as recorded; build the index again")
             self._paths = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(self._paths) != self._ends[-1]:
-            raise UserError(f"{folder} is damaged: its paths are not as long as recorded; build the index again")
         self.faiss = None
         if (folder / "faiss.index").is_file():
             self.faiss = faiss.read_index(str(folder / "faiss.index"))
-            tune(self.faiss)
             equal = folder / "groups.i64"
             self._held = Distinct(_mapped(equal, np.int64, (rows,))) if equal.is_file() else None
+            held = rows if self._held is None else int(self._held.numbers.max()) + 1
+            if self.faiss is None or (self.faiss.d, self.faiss.ntotal) != (dim, held):
+                raise UserError(f"{folder / 'faiss.index'} is damaged: it is of other pictures; build the index again")
+            tune(self.faiss)
 
     def __len__(self) -> int:
         return self.rows
 
     def path(self, row: int) -> str:
         """Return the path of a picture."""
-        return self._bytes(row).decode()
+        return self._text(self._bytes(row))
 
     def paths(self) -> Iterator[str]:
         """Yield all paths, in order."""
         start = 0
         for first in range(0, self.rows, _ROWS):
             for end in self._ends[first:first + _ROWS].tolist():
-                yield self._paths[start:end].decode()
+                yield self._text(self._paths[start:end])
                 start = end
+
+    def _text(self, path: bytes) -> str:
+        try:
+            return path.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.folder / 'paths.utf8'} is damaged ({error}): build the index again") from None
 
     def find(self, path: str) -> int | None:
         """Return the row of a path, or None."""
@@ -129,7 +139,8 @@ class SegmentWriter:
         encoded = [path.encode() for path in paths]
         for before, after in zip([self._last, *encoded], encoded):
             if before >= after:
-                raise ValueError(f"{after!r} after {before!r}: paths must ascend")
+                raise UserError(f"{self.folder}: {after!r} after {before!r}, and paths must ascend; an index that has "
+                                f"them otherwise is damaged: build it again")
         if not encoded:
             return
         ends = self._end + np.cumsum([len(path) for path in encoded], dtype=np.int64)
@@ -224,6 +235,8 @@ def write_faiss(trained: Path, segment: Path, *, rows: int, dim: int, name: str)
     if rows < _LEAST:
         return
     index = faiss.read_index(str(trained))
+    if index is None or index.d != dim:  # faiss has a file for no index, too
+        raise UserError(f"{trained} is damaged: it takes no {dim}-d descriptors; build the index again")
     vectors = Rows([_mapped(segment / "vectors.f32", np.float32, (rows, dim))])
     held = Distinct.of(vectors)
     if len(held) < rows:

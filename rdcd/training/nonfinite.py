@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rdcd.errors import UserError
 from rdcd.files import atomic_path
-from rdcd.models.student import check_fit
+from rdcd.models.student import check_fit, why_unreadable
 from rdcd.training import collectives
 from rdcd.training.objectives import Outcome
 
@@ -80,8 +80,8 @@ def replay(path: str | Path, *, module: pl.LightningModule) -> tuple[dict[str, f
             dump = torch.load(file, map_location="cpu", weights_only=True)
         state, views = dump["state_dict"], (dump["query"], dump["key"], dump["index"])
     except Exception as error:  # truncated or foreign files raise anything
-        raise UserError(f"{path} is no readable record of a loss that was not finite ({type(error).__name__}: "
-                        f"{error}): expected a nonfinite-….pt of a run") from error
+        raise UserError(f"{path} is no readable record of a loss that was not finite ({why_unreadable(error)}): "
+                        f"expected a nonfinite-….pt of a run") from error
     check_fit(module.state_dict(), state, path=path, what="this run's networks and queues")
     module.load_state_dict(state)
     if (keys := getattr(module.objective, "key_encoder", None)) is not None:
