@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from rdcd.collection.finder import Answer, Finder
 from rdcd.collection.matching import IDENTICAL
+from rdcd.data.images import EXTENSIONS
 from rdcd.errors import BadImage, UserError
 from rdcd.evaluation.report_gallery import thumbnail_uri
 from rdcd.evaluation.report_page import STYLE, text
@@ -41,10 +42,11 @@ def make_app(finder: Finder, *, max_bytes: int) -> Starlette:
     page = Template((_HERE / "demo.html").read_text(encoding="utf-8"))
     style = STYLE + (_HERE / "demo.css").read_text(encoding="utf-8")
     script = (_HERE / "demo.js").read_text(encoding="utf-8")
+    formats = ",".join(("image/*", *EXTENSIONS))  # no system's list of image types has them all
 
     def shown(request: Request) -> Response:
         return HTMLResponse(page.substitute(folder=text(finder.folder), pictures=f"{len(finder):,}",
-                                            max_bytes=max_bytes), headers=HEADERS)
+                                            max_bytes=max_bytes, formats=formats), headers=HEADERS)
 
     def styled(request: Request) -> Response:
         return Response(style, media_type="text/css", headers=HEADERS)

@@ -10,7 +10,8 @@ from rdcd.collection.on_disk import OnDisk
 from rdcd.data.images import FORMATS
 from rdcd.errors import UserError
 
-_FORMATS = {"jpg": "JPEG", "tif": "TIFF"} | {name.lower(): name for name in FORMATS}
+_FORMATS = {"jpg": "JPEG", "tif": "TIFF", "heic": "HEIF", "jp2": "JPEG2000", "pgm": "PPM",
+            **{name.lower(): name for name in FORMATS}}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from PIL import Image
+
 from rdcd.data.images import opened
 from rdcd.data.parallel import available_cores
 from rdcd.data.progress import track
@@ -74,12 +76,15 @@ def look(path: str, digest: bytes) -> OnDisk:
 
 def look_at_all(digests: Mapping[str, bytes]) -> dict[str, OnDisk]:
     """Look at files, several at a time. digests: path → SHA-256 when it was indexed."""
-    with track(len(digests), "checking files", unit="files") as advance, \
-            ThreadPoolExecutor(min(available_cores(), 8)) as pool:
-        found = {}
-        for file in pool.map(look, digests, digests.values()):
-            found[file.path] = file
-            advance(1)
+    found, limit = {}, Image.MAX_IMAGE_PIXELS
+    try:
+        with track(len(digests), "checking files", unit="files") as advance, \
+                ThreadPoolExecutor(min(available_cores(), 8)) as pool:
+            for file in pool.map(look, digests, digests.values()):
+                found[file.path] = file
+                advance(1)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit  # which `look` lifts
     return found
 
 

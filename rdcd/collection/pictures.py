@@ -239,4 +239,4 @@ def settle_bad(path: Path, bad: list[BadImage]) -> None:
     path.unlink(missing_ok=True)
     if bad:
         write_ledger(path, bad)
-        print(f"{len(bad):,} pictures could not be read and are left out; {path} says why")
+        print(f"{len({one.path for one in bad}):,} pictures could not be read and are left out; {path} says why")

@@ -82,8 +82,9 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                     continue
                 name = composed(f"{mark}/{below}{stem}" if mark else stem)
                 found.counts[mark] += 1
+                path = os.path.join(top, file)
                 if name in homes:
-                    found.twins.add(f"{name} in {homes[name]} and {top}")
+                    found.twins.add(f"{name} in {homes[name]} and {path}")
                 homes.setdefault(name, top)
                 found.absent.discard(name)
                 place = ids and ids.place(name)
@@ -91,7 +92,6 @@ def scan(folders: Mapping[str, Path], *, ids: Ids | None = None, wanted: Collect
                     found.seen[place] = True
                 elif ids is not None:
                     found.strays.add(name)
-                path = os.path.join(top, file)
                 if problem := _problem(path):
                     found.unusable.add(f"{path} ({problem})")
                 if samples:

@@ -113,6 +113,12 @@ def test_a_collection_against_itself_has_no_self_matches(album: Path, tmp_path: 
     assert "nothing scores" in (out / "gallery.html").read_text(encoding="utf-8")
 
 
+def test_a_bad_picture_of_both_collections_counts_once(album: Path, tmp_path: Path, duplicates, capsys) -> None:
+    (album / "broken.jpg").write_text("x")
+    duplicates(images=album, against=album, out=tmp_path / "out", model="thumbnail", gallery=0)
+    assert "\n1 pictures could not be read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_and_two_pictures(tmp_path: Path, duplicates, rows, count: int) -> None:
     for i in range(count):

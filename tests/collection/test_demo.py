@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -28,6 +29,7 @@ from rdcd.collection import index as commands
 from rdcd.collection.demo import demo, listen, make_server
 from rdcd.collection.finder import Finder
 from rdcd.collection.search import search
+from rdcd.data.images import EXTENSIONS
 from rdcd.errors import BadImage, UserError
 from rdcd.models.student import Student
 from rdcd.models.weights import save_student
@@ -180,6 +182,11 @@ def test_only_this_machine_and_its_own_page_are_answered(served: Served) -> None
     for host in ("127.0.0.1", "localhost"):
         name = f"{host}:{served.port}"
         assert served.ask(good, Host=name, Origin=f"http://{name}")[0] == 200
+
+
+def test_every_format_that_is_read_may_be_chosen(served: Served) -> None:
+    accepted = re.search(r'accept="([^"]*)"', served.ask(path="/", method="GET")[1])[1].split(",")
+    assert set(EXTENSIONS) <= set(accepted) and "image/*" in accepted
 
 
 def test_no_address_leads_to_a_file(served: Served) -> None:

@@ -15,6 +15,7 @@ from miniatures import save, scene
 from PIL import Image
 
 from rdcd.collection.keep import parse_keep
+from rdcd.collection.on_disk import OnDisk, look_at_all
 from rdcd.collection.pictures import Embedder
 from rdcd.collection.rejected import Rejected
 from rdcd.collection.suggest import Links, Suggestions
@@ -386,6 +387,21 @@ def test_the_format_is_that_of_the_content(five: Path, tmp_path: Path, duplicate
     (five / "b" / "deep" / "newest.jpg").rename(five / "b" / "deep" / "misnamed.png")
     found = rows(duplicates(images=five, out=tmp_path / "out", keep="format:jpeg", **PLAIN) / "actions.csv")
     assert Path(found[0]["path"]).name == "misnamed.png"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("jpg", "JPEG"), ("TIF", "TIFF"), ("heic", "HEIF"), ("jp2", "JPEG2000"),
+                                            ("pgm", "PPM"), ("avif", "AVIF")])
+def test_formats_are_called_as_files_end(name: str, kind: str) -> None:
+    rule, = parse_keep(f"format:{name}")
+    assert [rule.key(OnDisk("a", format=one)) for one in (kind, "PNG")] == [0, 1]
+
+
+def test_looking_at_a_picture_of_any_size_leaves_the_limit_of_pillow(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.png")
+    Image.new("1", (10, 10)).save(path)
+    before = Image.MAX_IMAGE_PIXELS
+    assert look_at_all({path: bytes.fromhex(digest(path))})[path].width == 10
+    assert Image.MAX_IMAGE_PIXELS == before
 
 
 @pytest.mark.parametrize(("keep", "said"), [

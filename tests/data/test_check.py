@@ -386,6 +386,12 @@ def test_a_scan_sees_what_a_listing_sees(tmp_path: Path, fill) -> None:
     assert str(found.unusable) == rf"{tmp_path}/root/caf\xe9.png (its name is not UTF-8)"
 
 
+def test_twins_of_one_folder_are_told_apart(tmp_path: Path) -> None:
+    for name in ("q.jpg", "q.png", "r.png"):
+        (tmp_path / name).touch()
+    assert str(scan({"": tmp_path}, samples=0).twins) == f"q in {tmp_path} and {tmp_path / 'q.png'}"
+
+
 def test_a_walk_is_sorted_by_bytes(tmp_path: Path, fill) -> None:
     for folder in ("a", "a-b", "b", "\U0001f600", "a/c", "a!"):
         fill(tmp_path / folder, ["x", "a", "\uffff", ".h"])
