@@ -18,10 +18,10 @@ from rdcd.retrieval.descriptors import Descriptors, write_descriptors
 
 # Text keys whose value is no file that is read: choices, names, folders and files to come.
 NO_INPUT = {"out", "device", "layout", "split", "resize", "decode", "precision", "ids", "codec", "codecs", "factory",
-            "score_norm", "metrics", "candidates", "recipe", "trunk", "teacher_trunk", "input", "format", "name", "dim",
-            "source", "keep", "write_checksums", "algorithm", "accelerator", "project", "tracking_uri", "cache",
-            "folder", "hard_negative_form", "run_dir", "augment.path", "index-build index",
-            "evaluate data.distractors", "train replay"}  # the last two need a whole CD10K, a whole run: test_nonfinite
+            "score_norm", "metric", "metrics", "candidates", "recipe", "trunk", "teacher_trunk", "input", "format",
+            "name", "dim", "source", "keep", "write_checksums", "algorithm", "accelerator", "project", "tracking_uri",
+            "cache", "folder", "hard_negative_form", "entropy_form", "init", "run_dir", "augment.path",
+            "index-build index", "evaluate data.distractors", "train replay"}  # the last two need a whole CD10K, a whole run: test_nonfinite
 
 DESCRIPTORS = "query=q.h5 reference=r.h5 background=r.h5 ground_truth=truth.csv"
 TRAIN = "data.root=pics teacher=none loss=sscd run_dir=o trainer.accelerator=cpu"
@@ -42,7 +42,7 @@ KEYS: dict[str, dict[str, str]] = {  # command → key → what else is typed
     "check-data": {"root": "", "checksums": "root=pics layout=folder",
                    **dict.fromkeys(("pairs", "background"), "root=pics layout=pairs pairs=truth.csv background=pics"),
                    "distractors": "root=pics layout=cd10k"},
-    "dedup": dict.fromkeys(("images", "against", "model", "background"),
+    "dedup": dict.fromkeys(("images", "against", "model", "background", "not_duplicates"),
                            "images=pics model=thumbnail out=o device=cpu"),
     "demo": dict.fromkeys(("index", "model"), "index=index device=cpu port=0"),
     "evaluate": {"checkpoint": "data.root=bench out=o device=cpu", "data.root": "checkpoint=thumbnail out=o device=cpu",
@@ -54,7 +54,7 @@ KEYS: dict[str, dict[str, str]] = {  # command → key → what else is typed
     "index-add": dict.fromkeys(("index", "images", "model"), "index=index images=bench/images device=cpu"),
     "index-build": dict.fromkeys(("images", "model", "background"), "index=o images=pics model=thumbnail device=cpu"),
     "index-info": {"index": ""}, "index-remove": {"index": "images=pics", "images": "index=index"},
-    "search": dict.fromkeys(("index", "images", "model"), "index=index images=pics out=o device=cpu"),
+    "search": dict.fromkeys(("index", "images", "model", "not_duplicates"), "index=index images=pics out=o device=cpu"),
     "make-benchmark": dict.fromkeys(("photos", "train_photos"), "source=folder photos=pics out=o workers=1"),
     "train": {"data.root": TRAIN, "student.pretrained": TRAIN, "baselines": TRAIN, "resume": "",
               "teacher.student.pretrained": TRAIN.replace("teacher=none loss=sscd ", ""),
@@ -80,7 +80,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_student: Path, onnx
     rng = np.random.default_rng(0)
     for name, prefix in (("q", "Q"), ("r", "R")):
         names = [f"{prefix}{number}" for number in range(9)]
-        write_descriptors(place / f"{name}.h5", Descriptors(names, rng.normal(size=(9, 4))))
+        vectors = rng.normal(size=(9, 4))
+        write_descriptors(place / f"{name}.h5", Descriptors(names, vectors / np.linalg.norm(vectors, axis=1)[:, None]))
     (place / "truth.csv").write_text("query_id,reference_id\nQ0,R0\nQ1,R1\n")
     (place / "ids.txt").write_text("Q3\n")
     (place / "list.txt").write_text("".join(f"pics/{number}.png\n" for number in range(24)))
