@@ -21,7 +21,8 @@ NO_INPUT = {"out", "device", "layout", "split", "resize", "decode", "precision",
             "score_norm", "metric", "metrics", "candidates", "recipe", "trunk", "teacher_trunk", "input", "format",
             "name", "dim", "source", "keep", "write_checksums", "algorithm", "accelerator", "project", "tracking_uri",
             "cache", "folder", "hard_negative_form", "entropy_form", "init", "run_dir", "augment.path",
-            "index-build index", "evaluate data.distractors", "train replay"}  # the last two need a whole CD10K, a whole run: test_nonfinite
+            # the last two need a whole CD10K, a whole run: test_nonfinite
+            "index-build index", "evaluate data.distractors", "train replay"}
 
 DESCRIPTORS = "query=q.h5 reference=r.h5 background=r.h5 ground_truth=truth.csv"
 TRAIN = "data.root=pics teacher=none loss=sscd run_dir=o trainer.accelerator=cpu"
