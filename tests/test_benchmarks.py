@@ -67,7 +67,7 @@ def stems(vectors):
 
 
 def pooled(queries, references, background, pairs, *, normalized, k, candidates="per_query"):
-    """µAP of METHOD sections 5 and 6, in loops; and the scored rows, (score, query, hit)."""
+    """µAP of docs/method.md §5 and 6, in loops; and the scored rows, (score, query, hit)."""
     found = []
     for query, q in queries.items():
         bias = np.mean(sorted((float(q @ b) for b in background.values()), reverse=True)[:3]) if normalized else 0.0

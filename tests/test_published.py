@@ -1,4 +1,4 @@
-"""Experiments and protocols carry the figures of the papers (METHOD §2–§5), written out here once more."""
+"""Experiments and protocols carry the figures of the papers (docs/method.md §2–§5), written out here once more."""
 
 import re
 

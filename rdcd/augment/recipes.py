@@ -71,7 +71,7 @@ class Recipe:
 
 
 def advanced(size: int = 224, *, path: str = "fast", device: str | None = None) -> Recipe:
-    """Make the ADVANCED views (METHOD.md section 3; Pizzi et al., CVPR 2022, section 4).
+    """Make the ADVANCED views (docs/method.md §3; Pizzi et al., CVPR 2022, section 4).
 
     The blur's radius, 1 to 5 pixels at 224, grows and shrinks with `size`, so that small views are
     blurred as much, relative to what they show, as large ones.

@@ -38,7 +38,7 @@ from rdcd.training.fit import TrainerSettings, _channels_last, device_of, make_t
 from rdcd.training.interruption import LastCheckpoint
 from rdcd.training.module import CopyDetection
 
-RECIPE = {"steps": 390_600, "batch_size": 256}  # METHOD §3: 100 epochs of DISC2021's training pictures
+RECIPE = {"steps": 390_600, "batch_size": 256}  # docs/method.md §3: 100 epochs of DISC2021's training pictures
 TRAINING, BARE, NETWORKS = "rdcd train", "bare loop", "networks alone"
 
 

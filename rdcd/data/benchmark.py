@@ -1,4 +1,4 @@
-"""Make a DISC-layout benchmark from a folder of pictures, or from drawn ones (METHOD section 7)."""
+"""Make a DISC-layout benchmark from a folder of pictures, or from drawn ones (docs/method.md §7)."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""CD10K: all of Copydays searched among its originals and 10,000 distractors (METHOD §7)."""
+"""CD10K: all of Copydays searched among its originals and 10,000 distractors (docs/method.md §7)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A benchmark on disk in the DISC2021 layout, under the official names or SSCD's (METHOD §7)."""
+"""A benchmark on disk in the DISC2021 layout, under the official names or SSCD's (docs/method.md §7)."""
 
 import csv
 import json

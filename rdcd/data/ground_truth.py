@@ -11,7 +11,7 @@ HEADER = ("query_id", "reference_id")
 
 
 def read_ground_truth(path: str | Path) -> list[tuple[str, str]]:
-    """Read CSV `query_id,reference_id` (header optional) in file order (METHOD section 7).
+    """Read CSV `query_id,reference_id` (header optional) in file order (docs/method.md §7).
 
     A row with an empty reference names a distractor query and gives no pair.
 

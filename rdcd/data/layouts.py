@@ -1,4 +1,4 @@
-"""One way to open every benchmark layout (METHOD §7)."""
+"""One way to open every benchmark layout (docs/method.md §7)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""NDEC: queries that look like a reference and are no copy, searched among DISC's references (METHOD §7)."""
+"""NDEC: queries that look like a reference and are no copy, searched among DISC's references (docs/method.md §7)."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path

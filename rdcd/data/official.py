@@ -1,4 +1,4 @@
-"""What the published datasets hold (METHOD §7), and where they are to be had."""
+"""What the published datasets hold (docs/method.md §7), and where they are to be had."""
 
 from dataclasses import dataclass
 

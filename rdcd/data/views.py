@@ -134,7 +134,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class Pictures(Dataset):
-    """Pictures as a network sees them at extraction (METHOD §4): (index, uint8 [3, H, W] or BadImage).
+    """Pictures as a network sees them at extraction (docs/method.md §4): (index, uint8 [3, H, W] or BadImage).
 
     Args:
         pictures: which.

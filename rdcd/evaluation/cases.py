@@ -55,7 +55,7 @@ class Outcome:
         query: the query's name.
         reference: the reference's name.
         score: the pair's score; None if it is not among the candidates.
-        rank: (number of the query's rows scored at least as high) − 1, METHOD §6; None as for `score`.
+        rank: (number of the query's rows scored at least as high) − 1, docs/method.md §6; None as for `score`.
         rival: the best-scoring other reference of the query; None if there is no other.
         rival_score: the rival's score.
     """

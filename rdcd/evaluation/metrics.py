@@ -1,4 +1,4 @@
-"""The pooled metrics of copy detection (METHOD section 6; SSCD section 5.1)."""
+"""The pooled metrics of copy detection (docs/method.md §6; SSCD section 5.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Metrics:
 
 
 def evaluate_matches(matches: Matches, pairs: Sequence[tuple[str, str]]) -> Metrics:
-    """Score candidate pairs against the ground truth (METHOD section 6).
+    """Score candidate pairs against the ground truth (docs/method.md §6).
 
     uAP = sum_i (recall_i - recall_{i-1}) * precision_i over all rows pooled, by descending score, of
     equal ones negatives first. recall@P90 is the largest recall among points of precision >= 0.9, its

@@ -1,4 +1,4 @@
-"""The two metrics of Copydays with 10,000 distractors, CD10K (METHOD sections 6, 7; SSCD section 5.1).
+"""The two metrics of Copydays with 10,000 distractors, CD10K (docs/method.md §6, 7; SSCD section 5.1).
 
 Ids are paths below the data set without extension, `strong/200001` or `crops/10/200000`: one file name
 recurs in many blocks. Copies and original share the first four characters of the file name.
@@ -44,7 +44,7 @@ class CopydaysRows:
 
 
 def evaluate_copydays(matches: Matches, queries: Sequence[str], originals: Sequence[str]) -> CopydaysMetrics:
-    """Score candidate rows against the file names (METHOD section 7, CD10K).
+    """Score candidate rows against the file names (docs/method.md §7, CD10K).
 
     Average precision by trapezoids: AP = (1 / #positives) * sum over hits of (p + p') / 2, with p and p'
     the precision before (1 before the first row) and after the hit; of equal scores, non-hits first.

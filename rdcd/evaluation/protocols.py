@@ -1,4 +1,4 @@
-"""A named way to measure, from pictures to numbers (METHOD §4–§7)."""
+"""A named way to measure, from pictures to numbers (docs/method.md §4–§7)."""
 
 from dataclasses import dataclass, field
 

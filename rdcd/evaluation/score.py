@@ -54,7 +54,7 @@ def score(*, query: str | Path, reference: str | Path | Sequence[str | Path], ou
           metric: str = "ip", codecs: Sequence[str] = ("Flat",), score_norms: Sequence[str | None] = DEFAULT_NORMS,
           candidates: str | Sequence[str] = "per_query", k: int | None = None, bootstrap: int = 1000,
           hard_negatives: str | Path | None = None, predictions: bool = False) -> list[dict[str, object]]:
-    """Measure descriptor files; write `out/metrics.csv` and `out/metrics.json` (METHOD sections 5, 6).
+    """Measure descriptor files; write `out/metrics.csv` and `out/metrics.json` (docs/method.md §5, 6).
 
     Args:
         query, reference, background: descriptor files, of references one or several; background None: no score
@@ -211,7 +211,7 @@ def score_descriptors(query: Descriptors, reference: Descriptors, background: De
 def score_copydays(query: Descriptors, reference: Descriptors, background: Descriptors | None, *,
                    codecs: Sequence[str] = ("Flat",), k: int = 100, bootstrap: QueryBootstrap | None = None,
                    progress: bool = False) -> list[ScoreRow]:
-    """Measure CD10K (METHOD sections 6, 7): codec, k nearest by L2 distance, strong mAP and overall µAP.
+    """Measure CD10K (docs/method.md §6, 7): codec, k nearest by L2 distance, strong mAP and overall µAP.
 
     Args:
         query: all blocks of Copydays, ids `block/name`.

@@ -1,4 +1,4 @@
-"""L_con: InfoNCE against a queue (MoCo; METHOD §2)."""
+"""L_con: InfoNCE against a queue (MoCo; docs/method.md §2)."""
 
 import torch
 import torch.nn.functional as F

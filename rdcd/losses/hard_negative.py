@@ -1,4 +1,4 @@
-"""L_HN: push every descriptor from its nearest neighbour in the queue (METHOD §2)."""
+"""L_HN: push every descriptor from its nearest neighbour in the queue (docs/method.md §2)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""KoLeo, the differential-entropy term of SSCD (Sablayrolles et al. 2019; SSCD §3.3; METHOD §3)."""
+"""KoLeo, the differential-entropy term of SSCD (Sablayrolles et al. 2019; SSCD §3.3; docs/method.md §3)."""
 
 import math
 

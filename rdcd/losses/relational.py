@@ -1,4 +1,4 @@
-"""L_rel: the student repeats the teacher's similarities to a queue of teacher features (METHOD §2)."""
+"""L_rel: the student repeats the teacher's similarities to a queue of teacher features (docs/method.md §2)."""
 
 import torch
 import torch.nn.functional as F

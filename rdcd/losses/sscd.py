@@ -1,4 +1,4 @@
-"""The SSCD objective: InfoNCE over the batch plus the entropy term (Pizzi et al. 2022; METHOD §3)."""
+"""The SSCD objective: InfoNCE over the batch plus the entropy term (Pizzi et al. 2022; docs/method.md §3)."""
 
 import torch
 import torch.nn.functional as F

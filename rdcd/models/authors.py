@@ -1,4 +1,4 @@
-"""Students that RDCD's authors released: Lightning checkpoints around networks of torchvision and timm (METHOD §8)."""
+"""Students that RDCD's authors released: Lightning checkpoints of torchvision's and timm's (docs/method.md §8)."""
 
 import argparse
 from collections.abc import Callable

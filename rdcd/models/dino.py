@@ -1,4 +1,4 @@
-"""The DINO teacher's descriptor: class token and pooled patch tokens of a ViT (METHOD §1, §4)."""
+"""The DINO teacher's descriptor: class token and pooled patch tokens of a ViT (docs/method.md §1, §4)."""
 
 import timm
 import torch

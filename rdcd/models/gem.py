@@ -1,4 +1,4 @@
-"""Generalized-mean pooling (Radenović et al. 2018; METHOD §1)."""
+"""Generalized-mean pooling (Radenović et al. 2018; docs/method.md §1)."""
 
 import torch
 from torch import Tensor, nn

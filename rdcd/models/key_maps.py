@@ -1,4 +1,4 @@
-"""What released files call the tensors of our networks: one map a file format (METHOD §8).
+"""What released files call the tensors of our networks: one map a file format (docs/method.md §8).
 
 A map takes the name of a tensor in `Student` or `DinoDescriptor` and returns its name in the file. In that direction
 it is total, and what is missing or unexpected in a file is told in the file's own names.

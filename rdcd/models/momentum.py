@@ -1,4 +1,4 @@
-"""The momentum student, or key encoder (MoCo; METHOD §1, §2)."""
+"""The momentum student, or key encoder (MoCo; docs/method.md §1, §2)."""
 
 import copy
 

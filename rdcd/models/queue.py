@@ -1,4 +1,4 @@
-"""A ring buffer of descriptors that survives checkpoints (METHOD §2)."""
+"""A ring buffer of descriptors that survives checkpoints (docs/method.md §2)."""
 
 import torch
 from torch import Tensor, nn

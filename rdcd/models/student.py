@@ -1,4 +1,4 @@
-"""The student: any timm trunk → GeM → fc to the teacher's size → linear projector (METHOD §1)."""
+"""The student: any timm trunk → GeM → fc to the teacher's size → linear projector (docs/method.md §1)."""
 
 import copy
 import difflib

@@ -1,4 +1,4 @@
-"""The frozen teacher (METHOD §1, §10): eval mode for good, no gradient, its own normalization."""
+"""The frozen teacher (docs/method.md §1, §10): eval mode for good, no gradient, its own normalization."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Released teachers by name: where their files lie, how they are read, what pictures they take (METHOD §8)."""
+"""Released teachers by name: where their files lie, how they are read, what pictures they take (docs/method.md §8)."""
 
 import difflib
 import warnings

@@ -1,4 +1,4 @@
-"""Codecs: what is done to descriptors between the network and the search (METHOD section 5)."""
+"""Codecs: what is done to descriptors between the network and the search (docs/method.md §5)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

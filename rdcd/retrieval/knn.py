@@ -1,4 +1,4 @@
-"""From descriptors to scored pairs: the candidates of METHOD section 5."""
+"""From descriptors to scored pairs: the candidates of docs/method.md §5."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Matches:
 def search(query: Descriptors, reference: Descriptors, *, k: int = 10, candidates: str | Sequence[str] = "per_query",
            biases: Sequence[np.ndarray | None] = (None,), label: str | None = None,
            find: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None) -> list[Matches]:
-    """Find the candidate pairs (METHOD section 5), one `Matches` for each rule and way of normalizing scores.
+    """Find the candidate pairs (docs/method.md §5), one `Matches` for each rule and way of normalizing scores.
 
     One search serves them all: a per-query shift does not change a query's own ranking.
 

@@ -1,4 +1,4 @@
-"""Score normalization against a background set (METHOD section 5; SSCD section 5.3)."""
+"""Score normalization against a background set (docs/method.md §5; SSCD section 5.3)."""
 
 import re
 from collections.abc import Callable

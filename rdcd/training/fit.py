@@ -63,8 +63,8 @@ class TrainerSettings:
         devices: processes on each machine, as torchrun starts them, one a GPU.
         nodes: machines.
         sync_batchnorm: BatchNorm statistics over the GPUs of all processes; without GPUs each has its own.
-        shuffle_bn: the key encoder's batch is shuffled over processes (METHOD §1), so that its BatchNorm sees keys
-            beside other pictures than the student's sees queries; None: where BatchNorm does not span processes.
+        shuffle_bn: the key encoder's batch is shuffled over processes (docs/method.md §1), so that its BatchNorm sees
+            keys beside other pictures than the student's sees queries; None: where BatchNorm does not span processes.
     """
 
     epochs: int = 100

@@ -1,4 +1,4 @@
-"""Views that show two pictures: mixup and cutmix, element by element (METHOD §3)."""
+"""Views that show two pictures: mixup and cutmix, element by element (docs/method.md §3)."""
 
 import math
 

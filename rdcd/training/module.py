@@ -29,7 +29,7 @@ from rdcd.training.watch import measured, write_histograms
 
 @dataclass(frozen=True)
 class Optimization:
-    """The recipe of METHOD §3; lr is for a global batch of 256; `clip` bounds the gradient's norm."""
+    """The recipe of docs/method.md §3; lr is for a global batch of 256; `clip` bounds the gradient's norm."""
 
     algorithm: str = "sgd"
     lr: float = 1.0

@@ -1,4 +1,4 @@
-"""What a network is trained for: the losses, with the state they need (METHOD §2, §3).
+"""What a network is trained for: the losses, with the state they need (docs/method.md §2, §3).
 
 An objective is a module called once a step with both views; it returns the weighted total and its
 terms. What spans ranks is injected: `gather(x)` returns the rows of all of them in rank order, and
@@ -78,7 +78,7 @@ def _similarities(query: Tensor, key: Tensor, hardest: Tensor, *, complete: Tens
 
 
 class RDCD(Unregistered, nn.Module):
-    """λ_con·(L_con + λ_HN·L_HN) + λ_rel·L_rel (METHOD §2).
+    """λ_con·(L_con + λ_HN·L_HN) + λ_rel·L_rel (docs/method.md §2).
 
     The teacher sees the query view only; queues are read before they are written.
 
@@ -211,7 +211,7 @@ class RDCD(Unregistered, nn.Module):
 
 
 class SSCD(nn.Module):
-    """InfoNCE over the batch's 2N views plus λ·KoLeo (Pizzi et al. 2022; METHOD §3).
+    """InfoNCE over the batch's 2N views plus λ·KoLeo (Pizzi et al. 2022; docs/method.md §3).
 
     Args:
         student: the network in training.

@@ -1,4 +1,4 @@
-"""SGD (or LARS, AdamW, Muon) with linear scaling, per-step warm-up from 0, then cosine to 0 (METHOD §3)."""
+"""SGD (or LARS, AdamW, Muon) with linear scaling, per-step warm-up from 0, then cosine to 0 (docs/method.md §3)."""
 
 import math
 from collections.abc import Callable, Iterable

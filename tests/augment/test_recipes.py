@@ -16,7 +16,7 @@ from rdcd.errors import UserError
 ROOT = Path(__file__).parents[2]
 BUILDERS = (recipes.advanced, recipes.strong_blur, recipes.simclr, recipes.plain)
 
-# METHOD.md section 3, written out once more by hand.
+# docs/method.md §3, written out once more by hand.
 JITTER = (0.8, ops.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2))
 CROP = (1.0, ops.RandomResizedCrop(size=224, scale=(0.08, 1), ratio=(3 / 4, 4 / 3)))
 ADVANCED = (

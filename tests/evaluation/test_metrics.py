@@ -13,7 +13,7 @@ def matches(*rows):
 
 
 def oracle(rows, pairs):
-    """METHOD section 6 word by word, one row at a time; also returns the curve."""
+    """docs/method.md §6 word by word, one row at a time; also returns the curve."""
     truth, ordered = set(pairs), sorted(rows, key=lambda row: (-row[2], (row[0], row[1]) in set(pairs)))
     hits, last_recall, uap, best, threshold, curve = 0, 0.0, 0.0, 0.0, None, []
     for i, (query, reference, score) in enumerate(ordered, start=1):

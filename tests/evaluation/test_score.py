@@ -49,7 +49,7 @@ def alike(a, b, metric):
 
 
 def oracle(query, reference, background, pairs, *, norm, candidates, k, metric="ip"):
-    """The whole of METHOD sections 5 and 6 for the codec Flat, with lists and loops."""
+    """The whole of docs/method.md §5 and 6 for the codec Flat, with lists and loops."""
     rows = []
     names = sorted(reference.names.tolist())
     vector = {name: reference.vectors[reference.names.tolist().index(name)].astype(float) for name in names}
@@ -339,7 +339,7 @@ def copydays(seed, *, d=5):
 
 
 def copydays_oracle(query, distractors, transform, k):
-    """METHOD section 7 in loops: top k by distance, AP by trapezoids."""
+    """docs/method.md §7 in loops: top k by distance, AP by trapezoids."""
     q = dict(zip(query.names.tolist(), transform(query.vectors)))
     r = {name: v for name, v in q.items() if name.startswith("original/")}
     r |= {f"distractors/{name}": v for name, v in zip(distractors.names.tolist(), transform(distractors.vectors))}

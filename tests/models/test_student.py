@@ -31,7 +31,7 @@ def gem(places: Tensor) -> Tensor:
 
 
 def by_hand(student: Student, pictures: Tensor, places) -> tuple[Tensor, Tensor]:
-    """Both outputs by the text of METHOD §1; `places` turns the trunk's answer into [B, N, C]."""
+    """Both outputs by the text of docs/method.md §1; `places` turns the trunk's answer into [B, N, C]."""
     found = places(student.trunk(normalized(pictures, student.architecture["trunk"])))
     fc = gem(found) @ student.fc.weight.T + student.fc.bias
     projected = fc @ student.projector.weight.T + student.projector.bias

@@ -1,4 +1,4 @@
-"""ShuffleBN: the keys of a process are embedded beside those of others, and come back as its own (METHOD §1)."""
+"""ShuffleBN: keys of a process are embedded beside those of others, and come back as its own (docs/method.md §1)."""
 
 
 import numpy as np
