@@ -248,6 +248,10 @@ def _explain(command: str, message: str, overrides: list[str]) -> str:
         return f"{first}; ${{key}} in a value stands for that of another key"
     if first.startswith("Ambiguous value"):
         return f"{first}: a list is key=[value1,value2]; --multirun runs every value in turn"
+    for word in overrides:  # of a key that is not there nobody knows that it takes text
+        key, given, _ = word.partition("=")
+        if given and re.fullmatch(r"\w+(\.\w+)*", key) and key not in {*_keys(command, overrides), *slots_of(command)}:
+            return _no_key(command, key, overrides)
     return f"cannot read {shlex.join(overrides)}: {first}; expected key=value"
 
 

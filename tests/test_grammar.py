@@ -190,3 +190,9 @@ def test_a_resumed_run_takes_its_values_as_typed(tmp_path: Path) -> None:
     for value in ODD:
         config = cli._resumed(OmegaConf.create({"resume": str(tmp_path)}), [f"data.root={value}", "seed=3"])
         assert config.data.root == value and config.seed == 3
+
+
+@pytest.mark.parametrize("value", ["a=b", "2019 (Rome)", "Café"])
+def test_a_key_that_is_not_there_is_named_whatever_its_value(value: str, capsys) -> None:
+    assert run("train", f"outt={value}") == 2
+    assert "no key 'outt' in `rdcd train`" in capsys.readouterr().err
