@@ -262,7 +262,7 @@ def check_metric(metric: str) -> None:
 def other_metric(index: faiss.Index, wanted: int) -> str | None:
     """Say what part of a faiss index is built for another metric than was asked for, silently; None: none is."""
     for part in _parts(index):
-        if part.metric_type != wanted:
+        if part.metric_type != wanted and not isinstance(part, faiss.IndexPreTransform):  # which takes that of its part
             return (f"faiss builds its {type(part).__name__} for L2 distances, whatever metric it is asked for, so "
                     f"that inner products would come in another order")
     return None
