@@ -111,7 +111,7 @@ def clustered(n=600, d=16, seed=3):
 @pytest.mark.parametrize("text", ["HNSW16_PQ4x4", "HNSW16,PQ4x4np", "PCA8,L2norm,HNSW16_PQ4x4", "IVF8,ITQ,SH",
                                   "ZnLattice2x10_6", "IVF8(HNSW8_PQ4x4),Flat"])
 def test_indexes_that_faiss_builds_for_another_metric_are_refused(text):
-    with pytest.raises(UserError, match=r"faiss builds its Index(?!PreTransform)\w+ for L2 distances, .*take HNSW32_SQ8, IVF256,PQ16"):
+    with pytest.raises(UserError, match=r"faiss builds its Index(?!PreTransform)\w+ for L2 distances, .*take HNSW32"):
         Codec(text, 16)
     with pytest.raises(UserError, match="IndexNSGPQ"):
         Codec("NSG16,PQ4x4", 16)
