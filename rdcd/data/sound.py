@@ -9,11 +9,11 @@ import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import BinaryIO
 
 MAX_METADATA = 2**20  # bytes of EXIF or XMP, inflated, in which an orientation is looked for
-MAX_CHUNKS = 2**20  # of a PNG; more are no image, and take seconds to pass over
+MAX_CHUNKS = 2**20  # of a PNG, or segments of a JPEG; more are no image, and take seconds to pass over
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG2000 = b"\xff\x4f\xff\x51"  # of its codestream, which a JP2 has in a box
@@ -153,14 +153,18 @@ def jpeg(file: BinaryIO, size: int) -> tuple[Parts, bool]:
 
     Args:
         size: of the file, in bytes.
+
+    Raises:
+        ValueError: more segments than any image has.
     """
     spans, start, colours, whole, left = [(0, 2)], 2, b"", True, MAX_METADATA
-    while True:
+    for number in count():
+        if number > MAX_CHUNKS:
+            raise ValueError(f"a JPEG of more than {MAX_CHUNKS} segments")
         file.seek(start)
         head = file.read(4)
-        if head.startswith(b"\xff\xff"):  # padding
-            _add(spans, start, start + 1)
-            start += 1
+        if head.startswith(b"\xff\xff"):
+            start = _past_fill(file, start)
             continue
         kind, length = head[1:2], int.from_bytes(head[2:], "big")
         if head[:1] != b"\xff" or length < 2 or kind not in _SEGMENTS:  # the decoder will judge
@@ -179,6 +183,17 @@ def jpeg(file: BinaryIO, size: int) -> tuple[Parts, bool]:
     return Parts(file, spans), whole
 
 
+def _past_fill(file: BinaryIO, start: int) -> int:
+    """Return the place of the last of a run of 0xFF, any number of which may come before a marker."""
+    file.seek(start)
+    size = 64
+    while block := file.read(size):
+        if rest := block.lstrip(b"\xff"):
+            return start + len(block) - len(rest) - 1
+        start, size = start + len(block), min(2 * size, 2**16)
+    return start
+
+
 def _telling(kind: bytes, begin: bytes, length: int) -> bool:
     """Whether a segment says something of the pixels, and is whole by libjpeg's measure."""
     return (kind == _APP0 and begin.startswith(b"JFIF\0") and length >= 16
@@ -188,14 +203,14 @@ def _telling(kind: bytes, begin: bytes, length: int) -> bool:
 
 def scans(data: bytes) -> int:
     """Count the scans of a JPEG up to its end; a film or a second image may follow."""
-    place = count = 0
+    place = number = 0
     while found := _MARKER.search(data, place):
         kind, place = found[0][1:], found.end()
         if kind == _END:
             break
-        count += kind == _SCAN
+        number += kind == _SCAN
         place += max(int.from_bytes(data[place:place + 2], "big"), 2)
-    return count
+    return number
 
 
 def codestream(file: BinaryIO, size: int) -> tuple[int, int]:

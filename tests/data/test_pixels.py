@@ -16,6 +16,7 @@ from rdcd.data.encoded import Encoded
 from rdcd.data.images import open_image, upright_size
 from rdcd.data.manifest import Manifest
 from rdcd.data.views import Pictures, TwoViews, to_tensor
+from rdcd.errors import BadImage
 
 ORIENTATION = 0x0112
 
@@ -320,3 +321,32 @@ def test_an_avif_is_upright(orientation: int) -> None:
     data = oriented(orientation, "AVIF", quality=100)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert upright_size(data) == upright.size and np.array_equal(pixels(data), np.asarray(upright))
+
+
+class Counted(io.BytesIO):
+    """Bytes that count how often they are read."""
+
+    reads = 0
+
+    def read(self, *size: int) -> bytes:
+        self.reads += 1
+        return super().read(*size)
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 63, 64, 65, 200_000])
+def test_fill_before_a_marker_of_a_jpeg_is_passed_over_at_once(before: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", comment=b"a comment")
+    plain = file.getvalue()
+    place = plain.index(b"\xff\xdb")
+    filled = Counted(plain[:place] + before * b"\xff" + plain[place:])
+    parts, whole = sound.jpeg(filled, len(filled.getvalue()))
+    assert filled.reads < 60 and whole and parts.read() == sound.jpeg(io.BytesIO(plain), len(plain))[0].read()
+    assert np.array_equal(open_image(filled.getvalue()), open_image(plain))
+
+
+def test_a_jpeg_of_more_segments_than_any_image_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound, "MAX_CHUNKS", 50)
+    with pytest.raises(BadImage, match="a JPEG of more than 50 segments"):
+        open_image(b"\xff\xd8" + 60 * b"\xff\xfe\0\2")
